@@ -1,0 +1,143 @@
+"""Scenes in words: GenEval's plain form, and the ways people say the same thing.
+
+`plain_caption` gives the one canonical sentence ("a photo of a red car left of a tree on a beach").
+`caption` draws a paraphrase: synonyms, word order, digits, case, small typos, polite wrappings, and
+with `wordy` a long-winded version that needs the second text bucket.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from twinshot_distill.world.scenes import Item, Scene
+from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS, SCENES
+
+_NUMBERS = {2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
+_RELATION_PHRASES = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath", "underneath"),
+}
+_JOINS = ("and", "and", "and", "with", "next to", "beside")
+_OPENINGS = (
+    *("",) * 8,
+    *("a photo of ",) * 5,
+    "a picture of ",
+    "an image of ",
+    "an illustration of ",
+    "a render of ",
+    "draw ",
+    "show me ",
+    "please draw ",
+)
+_WORDY_OPENINGS = (
+    "i would like to have a beautiful picture that shows ",
+    "please make me a clean, colourful image in which one can see ",
+    "could you create a nice and friendly little illustration of ",
+    "a detailed, high quality 3d render with soft light that shows ",
+    "my daughter asked for a drawing, so please draw ",
+)
+_WORDY_ENDINGS = (
+    ", with soft shadows, bright colours and a lot of detail",
+    ", in the style of a shiny toy, sharp and simple, nothing else in the picture",
+    ", please keep it simple, clean and bright, thank you very much",
+    ", high quality, detailed, smooth shading, centered, best possible rendering",
+)
+
+
+def with_article(phrase: str) -> str:
+    """ "apple" -> "an apple"; the exceptions are spoken, not spelled ("a unicorn")."""
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one"))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def _noun(rng: Random | None, name: str) -> str:
+    synonyms = OBJECTS[INDEX[name]].synonyms
+    return rng.choice(synonyms) if rng and synonyms and rng.random() < 0.2 else name
+
+
+def _plural(rng: Random | None, name: str) -> str:
+    entry = OBJECTS[INDEX[name]]
+    noun = _noun(rng, name)
+    return entry.plural if noun == name else f"{noun}s"
+
+
+def _thing(rng: Random | None, item: Item) -> str:
+    noun = _noun(rng, item.noun)
+    if item.noun == "scissors":
+        pair = f"a pair of {item.color + ' ' if item.color else ''}scissors"
+        return pair if rng and rng.random() < 0.3 else with_article(f"{item.color or ''} scissors".strip())
+    return with_article(f"{item.color} {noun}" if item.color else noun)
+
+
+def _counted(rng: Random | None, scene: Scene) -> str:
+    item, number = scene.items[0], len(scene.items)
+    words = _NUMBERS[number]
+    word = words[1] if rng and rng.random() < 0.25 else words[0]
+    return " ".join(filter(None, (word, item.color, _plural(rng, item.noun))))
+
+
+def _core(rng: Random | None, scene: Scene) -> str:
+    """The objects of a scene, without its background."""
+    if scene.task == "count":
+        return _counted(rng, scene)
+    things = [_thing(rng, item) for item in scene.items]
+    if len(things) == 1:
+        return things[0]
+    if scene.relation is None:
+        return f"{things[0]} {rng.choice(_JOINS) if rng else 'and'} {things[1]}"
+    phrases = _RELATION_PHRASES[scene.relation]
+    phrase = phrases[0] if rng is None or rng.random() < 0.5 else rng.choice(phrases)
+    return f"{things[0]} {phrase} {things[1]}"
+
+
+def _where(rng: Random | None, background: str) -> str:
+    """The words for a background: "on a blue background", "in space"."""
+    if background in SCENES:
+        phrases = SCENES[background]
+        return phrases[0] if rng is None or rng.random() < 0.6 else rng.choice(phrases)
+    plain = f"on {with_article(background)} background"
+    if background not in COLORS:
+        raise ValueError(f"unknown background {background!r}; choose a colour or one of {', '.join(SCENES)}")
+    if rng is None or rng.random() < 0.6:
+        return plain
+    kind = rng.choice(("in front of {} background", "against {} wall", "with {} background", "against {} backdrop"))
+    return kind.format(with_article(background))
+
+
+def plain_caption(scene: Scene) -> str:
+    """The canonical caption, as GenEval words its prompts: "a photo of two dogs on a beach"."""
+    words = f"a photo of {_core(None, scene)}"
+    return words if scene.background is None else f"{words} {_where(None, scene.background)}"
+
+
+def _typo(rng: Random, text: str) -> str:
+    """One letter dropped or two swapped, somewhere inside."""
+    at = rng.randrange(1, max(2, len(text) - 2))
+    return text[:at] + text[at + 1 :] if rng.random() < 0.5 else text[:at] + text[at : at + 2][::-1] + text[at + 2 :]
+
+
+def _surface(rng: Random, text: str) -> str:
+    """Case, full stop and typos."""
+    if rng.random() < 0.02:
+        text = _typo(rng, text)
+    roll = rng.random()
+    if roll < 0.15:
+        text = text[0].upper() + text[1:]
+    elif roll < 0.17:
+        text = text.upper()
+    return text + "." if rng.random() < 0.12 else text
+
+
+def caption(rng: Random, scene: Scene, *, wordy: bool = False) -> str:
+    """A paraphrase of a scene; `wordy` wraps it in 20 to 30 words that add nothing."""
+    core = _core(rng, scene)
+    if scene.background is not None:
+        where = _where(rng, scene.background)
+        if not wordy and rng.random() < 0.06:
+            return _surface(rng, f"{where}, {core}")
+        core = f"{core} {where}"
+    if wordy:
+        return _surface(rng, rng.choice(_WORDY_OPENINGS) + core + rng.choice(_WORDY_ENDINGS))
+    return _surface(rng, rng.choice(_OPENINGS) + core)
