@@ -1,0 +1,59 @@
+"""Contact sheets of a checkpoint: held-out prompts, the same seeds, at several step counts.
+
+    python -m twinshot_distill.contact_sheet CHECKPOINT --out docs/pictures
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from twinshot_distill.evaluate import draw, trials
+from twinshot_distill.world.captions import plain_caption
+from twinshot_distill.world.scenes import TASKS
+from twinshot_engine.config import EngineConfig
+from twinshot_engine.engine import Engine
+
+_COLUMNS = 8
+_TILE = 160
+_TEXT = 34
+
+
+def compose_sheet(pictures: NDArray[np.uint8], captions: list[str]) -> Image.Image:
+    """Pictures [N, H, W, 3] with their captions underneath, eight a row."""
+    rows = -(-len(pictures) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _TEXT)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
+        x, y = index % _COLUMNS * _TILE, index // _COLUMNS * (_TILE + _TEXT)
+        sheet.paste(Image.fromarray(picture).resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x, y))
+        lines = textwrap.wrap(words.removeprefix("a photo of "), 27)[:2]
+        pen.text((x + 1, y + _TILE - 3), "\n".join(lines), fill="black", font=font, spacing=1)
+    return sheet
+
+
+def main(
+    checkpoint: Annotated[str, typer.Argument(help="Folder, Hub id, or 'builtin'.")] = "builtin",
+    steps: Annotated[list[int] | None, typer.Option(help="Step counts; repeat. Default 1, 2, 4 and 30.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for sheet_<steps>.webp.")] = Path("out"),
+    count: Annotated[int, typer.Option(help="Pictures a sheet.")] = 48,
+) -> None:
+    """Draw contact sheets of held-out prompts."""
+    engine = Engine.load(EngineConfig(checkpoint, max_batch=12))
+    per_task = [trials(task, "unseen", -(-count // len(TASKS))) for task in TASKS]
+    asked = [trial for group in zip(*per_task, strict=True) for trial in group][:count]
+    captions = [plain_caption(trial.scene) for trial in asked]
+    out.mkdir(parents=True, exist_ok=True)
+    for number in steps or [1, 2, 4, 30]:
+        pictures = np.concatenate(list(draw(engine, asked, number)))
+        compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=82, method=6)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,86 @@
+"""Text encoder and transformer as stages 2 and 3 train them: built fresh, bound to a condition, compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+from twinshot_distill.configuration import TEXT_ENCODER, TRANSFORMER
+from twinshot_distill.dataset import SHORT, Captions
+from twinshot_distill.losses import Velocity
+from twinshot_distill.tokenizer import templated
+from twinshot_engine.text.qwen3 import build_model
+from twinshot_engine.transformer.single_stream import SingleStreamConfig, SingleStreamTransformer
+
+
+class Denoiser(nn.Module):
+    """A text encoder and a transformer that are trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: Qwen3Model = build_model(TEXT_ENCODER)
+        self.transformer = SingleStreamTransformer(SingleStreamConfig.from_dict(TRANSFORMER))
+        self.transformer.init_weights()
+
+    def embed(self, captions: Captions) -> Condition:
+        """Run the text encoder on token ids [B, L]."""
+        states: Any = self.text(input_ids=captions.tokens.long(), use_cache=False)
+        return Condition(states.last_hidden_state, captions.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Caption embeddings [B, L, D] and their lengths [B]."""
+
+    embeddings: Tensor
+    lengths: Tensor
+
+    def __getitem__(self, rows: slice) -> Condition:
+        return Condition(self.embeddings[rows], self.lengths[rows])
+
+
+def bind(transformer: SingleStreamTransformer, condition: Condition) -> Velocity:
+    """The transformer as a function of x_t and times alone; times keep their sign (training only)."""
+
+    def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            out = transformer.velocity(x_t, t, r, condition.embeddings, condition.lengths, signed=True)
+        return out.float()
+
+    return velocity
+
+
+def in_chunks(velocity_of: Any, condition: Condition, chunk: int) -> Velocity:
+    """A bound velocity run `chunk` rows at a time, so that one compiled shape serves every batch size."""
+
+    def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        parts = [slice(start, start + chunk) for start in range(0, len(x_t), chunk)]
+        return torch.cat([velocity_of(condition[rows])(x_t[rows], t[rows], r[rows]) for rows in parts])
+
+    return velocity
+
+
+def compile_blocks(transformer: SingleStreamTransformer) -> None:
+    """Compile each block for fixed shapes: one compilation serves all blocks of a kind."""
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    torch._dynamo.config.recompile_limit = 64
+    for blocks in (transformer.noise_refiner, transformer.context_refiner, transformer.layers):
+        for block in blocks:
+            block.compile(dynamic=False)
+
+
+def empty_captions(tokenizer: PreTrainedTokenizerFast, count: int, width: int, device: torch.device) -> Captions:
+    """Captions of the empty prompt, the unconditional half of guidance: tokens [count, width]."""
+    row = tokenizer(templated("")).input_ids
+    tokens = torch.full((count, width), tokenizer.pad_token_id, dtype=torch.int32, device=device)
+    tokens[:, : len(row)] = torch.tensor(row, dtype=torch.int32, device=device)
+    return Captions(tokens, torch.full((count,), len(row), device=device))
+
+
+def bucket(share_of_long: float, generator: torch.Generator) -> int:
+    """Which text bucket a step trains: 64 tokens with the given probability, else 32."""
+    return SHORT * 2 if float(torch.rand((), generator=generator)) < share_of_long else SHORT

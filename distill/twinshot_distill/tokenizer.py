@@ -1,0 +1,64 @@
+"""The miniature's tokenizer: a small byte-level BPE with Qwen3's chat template.
+
+Same kind as the full models' (bytes, so no text is unknown; `<|im_start|>` turns), trained on the
+world's own captions. Text is lower-cased first: a vocabulary this small has no room for case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from twinshot_distill.world.captions import caption
+from twinshot_distill.world.scenes import TASKS, sample_scene
+from twinshot_distill.world.vocabulary import OBJECTS
+
+VOCABULARY_SIZE = 2048
+LONGEST = 64
+PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_CORPUS_CAPTIONS = 40_000
+
+
+def _corpus() -> Iterator[str]:
+    rng = Random("tokenizer")
+    yield "user\n"
+    yield "assistant\n"
+    for entry in OBJECTS:
+        yield from (entry.name, entry.plural, *entry.synonyms)
+    for index in range(_CORPUS_CAPTIONS):
+        scene = sample_scene(rng, TASKS[index % len(TASKS)], "train")
+        yield caption(rng, scene, wordy=index % 8 == 0)
+
+
+def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Train the tokenizer (a few seconds, deterministic) and save it to `folder`."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[PAD, TURN, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_corpus(), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, eos_token=END, model_max_length=LONGEST, padding_side="right"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def templated(prompt: str) -> str:
+    """A prompt as the text encoder reads it: one user turn and an open assistant turn."""
+    return f"{TURN}user\n{prompt}{END}\n{TURN}assistant\n"

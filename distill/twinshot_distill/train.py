@@ -1,0 +1,196 @@
+"""Make the miniature: autoencoder, flow matching, TwinFlow; one command, resumed where it stopped.
+
+    python -m twinshot_distill.train out/miniature            # one H100-class GPU, about 27 minutes
+    python -m twinshot_distill.train out/try --rehearsal      # any CPU, two minutes, no usable model
+
+Each stage leaves its weights in the output folder; a stage whose file exists is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from twinshot_distill.autoencoder import new_autoencoder, train_autoencoder
+from twinshot_distill.configuration import Run, rehearsal
+from twinshot_distill.dataset import SHORT, Captions, Corpus, LatentPool, build_corpus, frozen_encode
+from twinshot_distill.denoiser import Denoiser
+from twinshot_distill.export import export
+from twinshot_distill.flow_matching import train_flow
+from twinshot_distill.preview import preview_prompts, sample_flow, save_sheet
+from twinshot_distill.tokenizer import build_tokenizer
+from twinshot_distill.twinflow import train_twinflow
+from twinshot_distill.world.composer import Composer
+from twinshot_engine.vae.kl import AutoencoderKL
+
+
+_SECONDS_TO_FINISH = 35.0
+_SHORTEST_STAGE = 60.0
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+
+
+class Trainer:
+    """A run in an output folder: what the stages share, made once and only when a stage needs it."""
+
+    def __init__(self, out: Path, run: Run, device: torch.device, budget: float | None = None) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.run, self.device, self.budget = out, run, device, budget
+        self._started = time.monotonic()
+        torch.manual_seed(run.seed)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(out / "tokenizer")
+        self._pool: LatentPool | None = None
+        self._data: tuple[Corpus, Composer] | None = None
+
+    def say(self, words: str) -> None:
+        """Print a line with the seconds since the start."""
+        print(f"[{time.monotonic() - self._started:6.0f} s] {words}", flush=True)
+
+    def data(self) -> tuple[Corpus, Composer]:
+        """Scenes with captions, and what draws them."""
+        if self._data is None:
+            world = self.run.world
+            corpus = build_corpus(self.out / "tokenizer", world.scenes, seed="train", workers=world.workers)
+            composer = Composer(
+                self.device,
+                scene_variations=world.scene_variations,
+                plain_variations=world.plain_variations,
+                workers=world.workers,
+            )
+            self.say(f"{len(corpus)} scenes prepared")
+            self._data = corpus, composer
+        return self._data
+
+    def pool(self, autoencoder: AutoencoderKL) -> LatentPool:
+        """The latents both later stages train on."""
+        if self._pool is None:
+            self._pool = LatentPool(
+                *self.data(), autoencoder, self.run.world.pool, self.run.world.refresh, compiled=self.run.compiled
+            )
+            self.say("latent pool filled")
+        return self._pool
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Stage 1, or its saved result."""
+        path = self.out / "autoencoder.safetensors"
+        if not path.exists():
+            self.say("stage 1: autoencoder")
+            trained = train_autoencoder(*self.data(), self.run.autoencoder, compiled=self.run.compiled)
+            _save(trained, path)
+        model = new_autoencoder()
+        model.load_state_dict(load_file(path))
+        return model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+
+    def flow(self, autoencoder: AutoencoderKL) -> Denoiser:
+        """Stage 2, or its saved result."""
+        path = self.out / "flow.safetensors"
+        if not path.exists():
+            pool = self.pool(autoencoder)
+            self.say("stage 2: flow matching")
+            trained = train_flow(
+                pool,
+                self.tokenizer,
+                self.run.flow,
+                device=self.device,
+                compiled=self.run.compiled,
+            )
+            _save(trained, path)
+            self._preview(trained, autoencoder, "flow", (24,))
+            export(self.out / "flow_checkpoint", autoencoder, trained)
+        return self._denoiser(path)
+
+    def twinflow(self, autoencoder: AutoencoderKL, flow: Denoiser) -> Denoiser:
+        """Stage 3, or its saved result."""
+        path = self.out / "twinflow.safetensors"
+        if not path.exists():
+            pool, settings = self.pool(autoencoder), self.run.twinflow
+            if self.budget is not None:
+                left = self.budget - (time.monotonic() - self._started) - _SECONDS_TO_FINISH
+                settings = replace(settings, seconds=max(left, _SHORTEST_STAGE))
+            self.say(f"stage 3: TwinFlow, {settings.seconds:.0f} s")
+            trained = train_twinflow(
+                flow,
+                pool,
+                self.tokenizer,
+                settings,
+                device=self.device,
+                compiled=self.run.compiled,
+            )
+            _save(trained, path)
+            self._preview(trained, autoencoder, "twinflow", (1,))
+        return self._denoiser(path)
+
+    def _denoiser(self, path: Path) -> Denoiser:
+        model = Denoiser()
+        model.load_state_dict(load_file(path))
+        return model.to(self.device)
+
+    def _preview(self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: tuple[int, ...]) -> None:
+        for count in steps:
+            latents = sample_flow(model, self.tokenizer, preview_prompts(self.run.previews), steps=count, guidance=2.0)
+            save_sheet(self.out / f"{name}_{count}.webp", autoencoder, latents)
+
+
+class _NoisePool:
+    """Stands in for a `LatentPool` where only shapes matter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def refresh(self) -> None:
+        """Nothing to renew."""
+
+    def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
+        """Noise and padding."""
+        tokens = torch.zeros(count, width, dtype=torch.int32, device=self._device)
+        return torch.randn(count, 8, 32, 32, device=self._device), Captions(tokens, tokens.sum(1) + SHORT // 2)
+
+
+def fill_compilation_cache(out: Path, run: Run, device: torch.device) -> None:
+    """Compile the shapes of stages 2 and 3, so that a process that trains them later finds them on disk."""
+    trainer, pool = Trainer(out, run, device), _NoisePool(device)
+    options = {"device": device, "compiled": run.compiled}
+    encoder = new_autoencoder().to(device, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+    frozen_encode(encoder, compiled=run.compiled)(torch.randn(run.world.refresh, 3, 256, 256, device=device))
+    trainer.say("encoder compiled")
+    flow = train_flow(pool, trainer.tokenizer, replace(run.flow, seconds=2, long_share=0.5), **options)  # type: ignore[arg-type]
+    trainer.say("stage 2 compiled")
+    train_twinflow(flow, pool, trainer.tokenizer, replace(run.twinflow, seconds=2, long_share=0.5), **options)  # type: ignore[arg-type]
+    trainer.say("stage 3 compiled")
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder for weights, previews and the exported checkpoint.")],
+    rehearsal_only: Annotated[bool, typer.Option("--rehearsal", help="Run every stage at its smallest.")] = False,
+    compile_only: Annotated[bool, typer.Option("--compile-only", help="Only fill the compilation cache.")] = False,
+    budget: Annotated[float | None, typer.Option(help="End after about this many seconds; stage 3 takes what is left.")] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    """Train the miniature end to end and export it to OUT/checkpoint."""
+    run = rehearsal() if rehearsal_only else Run(world=replace(Run().world, workers=os.cpu_count() or 1))
+    if compile_only:
+        fill_compilation_cache(out, run, torch.device(device))
+        return
+    trainer = Trainer(out, run, torch.device(device), budget)
+    autoencoder = trainer.autoencoder()
+    flow = trainer.flow(autoencoder)
+    twinflow = trainer.twinflow(autoencoder, flow)
+    export(out / "checkpoint", autoencoder, twinflow)
+    trainer.say(f"exported to {out / 'checkpoint'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,26 @@
+"""The checkpoint families that can be served, by the pipeline class in ``model_index.json``."""
+
+from collections.abc import Mapping
+
+from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.errors import CheckpointError
+from twinshot_engine.families.model import FamilyLoader, Model
+from twinshot_engine.families.z_image import load_z_image
+
+__all__ = ["FAMILIES", "FamilyLoader", "Model", "find_family"]
+
+FAMILIES: Mapping[str, FamilyLoader] = {"ZImagePipeline": load_z_image}
+
+
+def find_family(checkpoint: Checkpoint) -> FamilyLoader:
+    """Choose the loader for a checkpoint.
+
+    Raises:
+        CheckpointError: its family is not supported, or it does not say.
+    """
+    if checkpoint.family not in FAMILIES:
+        raise CheckpointError(
+            f"'{checkpoint.folder}' is a {checkpoint.family!r}, which is not supported: "
+            f"{', '.join(FAMILIES)} is."
+        )
+    return FAMILIES[checkpoint.family]

@@ -1,0 +1,107 @@
+"""Which times the transformer sees, and how latents move between them.
+
+Source: inclusionAI/TwinFlow, ``unified_sampler.py`` (UCGM-S, arXiv 2505.07447) and its published settings.
+There t starts at .999, which bf16, the precision of its wrappers, rounds to 1. Here it is 1 in every
+precision; so the one-step picture is the one stock diffusers draws.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+SUPPORTED_STEPS = tuple(range(1, 65))
+"""Step counts :func:`schedule_for` knows."""
+
+_FEW_STEPS = {1: (1.0,), 2: (1.0, 0.6), 4: (1.0, 5 / 6, 2 / 3, 0.5)}
+_ANY_STEP_END = 0.5
+_FEWEST_MULTI_STEPS = 16
+_MULTI_STEP_WARP = (1.17, 0.8, 1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One pass for each entry of ``t``.
+
+    Attributes:
+        t: current times, falling from exactly 1 (noise) and always above 0 (data).
+        target_t: the time each pass aims at.
+        noise_ratio: share of fresh noise (in variance) at each next time, 0 to 1; TwinFlow's rho.
+    """
+
+    t: tuple[float, ...]
+    target_t: tuple[float, ...]
+    noise_ratio: float
+
+    @property
+    def t_next(self) -> tuple[float, ...]:
+        """The time after each pass; 0 after the last."""
+        return (*self.t[1:], 0.0)
+
+
+def few(steps: int) -> Schedule:
+    """Aim at the data every time and renoise in between. Raises ValueError unless steps is 1, 2 or 4."""
+    if steps not in _FEW_STEPS:
+        raise ValueError(f"{steps} steps have no few-step schedule: {sorted(_FEW_STEPS)} have")
+    return Schedule(_FEW_STEPS[steps], (0.0,) * steps, noise_ratio=1.0)
+
+
+def any_step(steps: int) -> Schedule:
+    """Aim at the next time, without fresh noise. Raises ValueError if steps is below 1."""
+    _check_positive(steps)
+    fall = (1 - _ANY_STEP_END) / max(steps - 1, 1)
+    t = tuple(1 - fall * i for i in range(steps))
+    return Schedule(t, (*t[1:], 0.0), noise_ratio=0.0)
+
+
+def multi_step(steps: int) -> Schedule:
+    """Aim at the current time: an ordinary flow sampler. Raises ValueError if steps is below 1."""
+    _check_positive(steps)
+    a, b, c = _MULTI_STEP_WARP
+    t = tuple(1 - (1 - (1 - (i / steps) ** a) ** b) ** c for i in range(steps))
+    return Schedule(t, t, noise_ratio=0.0)
+
+
+def schedule_for(steps: int) -> Schedule:
+    """Choose the schedule a step count is served with: few up to 4, any up to 15, then multi.
+
+    Raises:
+        ValueError: steps is not between 1 and 64.
+    """
+    if steps not in SUPPORTED_STEPS:
+        raise ValueError(
+            f"{steps} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"
+        )
+    if steps in _FEW_STEPS:
+        return few(steps)
+    return any_step(steps) if steps < _FEWEST_MULTI_STEPS else multi_step(steps)
+
+
+def estimate_data(latents: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """Estimate the data behind noisy latents: ``x - t v``."""
+    return latents - t * velocity
+
+
+def estimate_noise(latents: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """Estimate the noise in noisy latents: ``x + (1 - t) v``."""
+    return latents + (1 - t) * velocity
+
+
+def advance(data: Tensor, noise: Tensor, fresh: Tensor | None, t_next: float, noise_ratio: float) -> Tensor:
+    """Mix the two estimates at the next time.
+
+    Args:
+        data: from :func:`estimate_data`.
+        noise: from :func:`estimate_noise`.
+        fresh: standard normal, of the same shape; may be None if ``noise_ratio`` is 0.
+        t_next: the time to mix at.
+        noise_ratio: the share of ``fresh``.
+    """
+    if fresh is not None:
+        noise = math.sqrt(1 - noise_ratio) * noise + math.sqrt(noise_ratio) * fresh
+    return (1 - t_next) * data + t_next * noise
+
+
+def _check_positive(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{steps} steps are not supported: at least 1 is needed")

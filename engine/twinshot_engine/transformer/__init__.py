@@ -1,0 +1,5 @@
+"""Denoisers: from latents, time and text to a velocity."""
+
+from twinshot_engine.transformer.single_stream import SingleStreamConfig, SingleStreamTransformer
+
+__all__ = ["SingleStreamConfig", "SingleStreamTransformer"]

@@ -1,0 +1,113 @@
+"""Rotary tables of a caption and an image that share one sequence.
+
+Every token has three coordinates. Caption token i sits at (1 + i, 0, 0), the image patch of row r and
+column c at (L + 1, r, c) for a caption of L tokens, and image padding at (0, 0, 0).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from twinshot_engine.transformer.config import TOKEN_MULTIPLE, SingleStreamConfig
+
+
+class Layout(NamedTuple):
+    """Token counts of one sequence: caption tokens (padded), patch rows, patch columns."""
+
+    caption: int
+    rows: int
+    columns: int
+
+    @property
+    def patches(self) -> int:
+        """Image tokens without padding."""
+        return self.rows * self.columns
+
+    @property
+    def padding(self) -> int:
+        """Pad tokens after the patches."""
+        return -self.patches % TOKEN_MULTIPLE
+
+
+class RotaryTable(NamedTuple):
+    """Cosines and sines, each ``[N, head_dim / 2]`` fp32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class SequenceRotary(NamedTuple):
+    """Tables of the image tokens, of the caption tokens, and of the two in sequence order."""
+
+    image: RotaryTable
+    caption: RotaryTable
+    joint: RotaryTable
+
+
+class RotaryPositions:
+    """Builds a layout's rotary tables once for each device and keeps them.
+
+    They are kept outside of the module's buffers, which ``Module.to(bfloat16)`` would round.
+    """
+
+    def __init__(self, config: SingleStreamConfig) -> None:
+        self.config = config
+        self._kept: dict[tuple[Layout, torch.device], SequenceRotary] = {}
+
+    def tables(self, layout: Layout, device: torch.device) -> SequenceRotary:
+        """Return the tables of ``layout`` on ``device``.
+
+        Raises:
+            ValueError: a coordinate exceeds the config's ``axes_lens``.
+        """
+        if torch.compiler.is_compiling():
+            return self._build(layout, device)
+        if (layout, device) not in self._kept:
+            # A table made in inference mode could not be used by a later training step.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._kept[layout, device] = self._build(layout, device)
+        return self._kept[layout, device]
+
+    def _build(self, layout: Layout, device: torch.device) -> SequenceRotary:
+        self._check(layout)
+        image, caption = self._rotate(_image_ids(layout, device)), self._rotate(_caption_ids(layout, device))
+        joint = RotaryTable(torch.cat((image.cos, caption.cos)), torch.cat((image.sin, caption.sin)))
+        return SequenceRotary(image, caption, joint)
+
+    def _check(self, layout: Layout) -> None:
+        if layout.caption % TOKEN_MULTIPLE or not 0 < layout.caption <= self.config.max_caption_tokens:
+            raise ValueError(
+                f"a caption of {layout.caption} tokens is not supported: multiples of {TOKEN_MULTIPLE} "
+                f"up to {self.config.max_caption_tokens} are"
+            )
+        _, most_rows, most_columns = self.config.axes_lens
+        if layout.rows > most_rows or layout.columns > most_columns:
+            raise ValueError(
+                f"an image of {layout.rows}x{layout.columns} patches is not supported: "
+                f"{most_rows}x{most_columns} is the most"
+            )
+
+    def _rotate(self, ids: Tensor) -> RotaryTable:
+        angles = torch.cat(
+            [self._angles(ids[:, axis], size) for axis, size in enumerate(self.config.axes_dims)], -1
+        )
+        return RotaryTable(angles.cos(), angles.sin())
+
+    def _angles(self, positions: Tensor, size: int) -> Tensor:
+        exponents = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
+        return torch.outer(positions, self.config.rope_theta**-exponents).float()
+
+
+def _caption_ids(layout: Layout, device: torch.device) -> Tensor:
+    ids = torch.zeros(layout.caption, 3, dtype=torch.float64, device=device)
+    ids[:, 0] = torch.arange(1, layout.caption + 1, device=device)
+    return ids
+
+
+def _image_ids(layout: Layout, device: torch.device) -> Tensor:
+    ids = torch.zeros(layout.patches + layout.padding, 3, dtype=torch.float64, device=device)
+    ids[: layout.patches, 0] = layout.caption + 1
+    ids[: layout.patches, 1] = torch.arange(layout.rows, device=device).repeat_interleave(layout.columns)
+    ids[: layout.patches, 2] = torch.arange(layout.columns, device=device).repeat(layout.rows)
+    return ids

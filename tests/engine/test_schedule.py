@@ -1,0 +1,100 @@
+"""Schedules against the published ones, and the update rule against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from twinshot_engine.schedule import (
+    SUPPORTED_STEPS,
+    advance,
+    any_step,
+    estimate_data,
+    estimate_noise,
+    few,
+    multi_step,
+    schedule_for,
+)
+
+
+def published(
+    steps: int, gap: tuple[float, float], warp: tuple[float, float, float] = (1, 1, 1)
+) -> np.ndarray:
+    """TwinFlow's times, in fp64, without the final 0."""
+    a, b, c = warp
+    points = np.linspace(gap[0], 1 - gap[1], steps + (gap[1] == 0))[:steps]
+    return 1 - (1 - (1 - points**a) ** b) ** c
+
+
+@pytest.mark.parametrize(("steps", "end"), [(1, 0.5), (2, 0.6), (4, 0.5)])
+def test_few_steps_aim_at_the_data(steps: int, end: float) -> None:
+    schedule = few(steps)
+    assert np.allclose(schedule.t, published(steps, (0.001, end)), atol=1.1e-3)
+    assert schedule.target_t == (0.0,) * steps
+    assert schedule.noise_ratio == 1.0
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_any_steps_aim_at_the_next_time(steps: int) -> None:
+    schedule = any_step(steps)
+    assert np.allclose(schedule.t, published(steps, (0.001, 0.5)), atol=1.1e-3)
+    assert schedule.target_t == schedule.t_next
+    assert schedule.noise_ratio == 0.0
+
+
+@pytest.mark.parametrize("steps", [16, 30, 64])
+def test_multi_steps_aim_at_the_current_time(steps: int) -> None:
+    schedule = multi_step(steps)
+    assert np.allclose(schedule.t, published(steps, (0.001, 0), (1.17, 0.8, 1.1)), atol=1.1e-3)
+    assert schedule.target_t == schedule.t
+
+
+@pytest.mark.parametrize("steps", SUPPORTED_STEPS)
+def test_times_fall_from_exactly_one(steps: int) -> None:
+    t = schedule_for(steps).t
+    assert t[0] == 1.0
+    assert len(t) == steps
+    assert all(a > b > 0 for a, b in zip(t, (*t[1:], t[-1] / 2), strict=True))
+
+
+def test_each_step_count_has_its_schedule() -> None:
+    assert all(schedule_for(steps) == few(steps) for steps in (1, 2, 4))
+    assert all(schedule_for(steps) == any_step(steps) for steps in (3, 5, 15))
+    assert all(schedule_for(steps) == multi_step(steps) for steps in (16, 64))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 65])
+def test_other_step_counts_are_an_error(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"{steps} steps are not supported: 1 to 64 are"):
+        schedule_for(steps)
+
+
+@pytest.mark.parametrize("make", [any_step, multi_step])
+def test_no_steps_are_an_error(make: object) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        make(0)  # type: ignore[operator]
+
+
+def test_few_has_three_schedules() -> None:
+    with pytest.raises(ValueError, match=r"3 steps have no few-step schedule: \[1, 2, 4\] have"):
+        few(3)
+
+
+def test_the_true_velocity_recovers_both_ends() -> None:
+    data, noise = torch.randn(2, 8).double(), torch.randn(2, 8).double()
+    latents = 0.3 * noise + 0.7 * data
+    torch.testing.assert_close(estimate_data(latents, noise - data, 0.3), data)
+    torch.testing.assert_close(estimate_noise(latents, noise - data, 0.3), noise)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
+def test_advance_mixes_fresh_noise_by_variance(ratio: float) -> None:
+    data, noise, fresh = torch.randn(3, 2, 8).double().unbind()
+    mixed = math.sqrt(1 - ratio) * noise + math.sqrt(ratio) * fresh
+    torch.testing.assert_close(advance(data, noise, fresh, 0.4, ratio), 0.6 * data + 0.4 * mixed)
+
+
+def test_advance_needs_no_fresh_noise_at_ratio_zero() -> None:
+    data, noise = torch.randn(2, 8).unbind()
+    torch.testing.assert_close(advance(data, noise, None, 0.4, 0.0), 0.6 * data + 0.4 * noise)
