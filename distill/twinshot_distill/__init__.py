@@ -1,0 +1,1 @@
+"""TwinFlow training: the miniature's world, its losses and stages, its frozen judge."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from twinshot_distill.configuration import VAE, AutoencoderSettings
 from twinshot_distill.dataset import Corpus
 from twinshot_distill.optimizer import Average, Clock, Optimizer
+from twinshot_distill.report import say
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
 from twinshot_engine.vae.kl_config import KLConfig
@@ -79,7 +80,9 @@ def psnr(restored: Tensor, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def _standardise(model: AutoencoderKL, corpus: Corpus, composer: Composer) -> None:
     """Scale the encoder's output and the decoder's input so that each latent channel has variance 1."""
-    batches = [composer.render(corpus.scenes[start : start + 64]) for start in range(0, min(1024, len(corpus)), 64)]
+    batches = [
+        composer.render(corpus.scenes[start : start + 64]) for start in range(0, min(1024, len(corpus)), 64)
+    ]
     means = torch.cat([model.encode(pictures)[0] for pictures in batches])
     spread = means.std((0, 2, 3))
     channels = model.config.latent_channels
@@ -87,9 +90,11 @@ def _standardise(model: AutoencoderKL, corpus: Corpus, composer: Composer) -> No
     model.encoder.conv_out.bias[:channels] /= spread  # type: ignore[index]
     model.encoder.conv_out.bias[channels:] -= 2 * spread.log()  # type: ignore[index]
     model.decoder.conv_in.weight *= spread[None, :, None, None]
-    restored = torch.cat([model.decode(model.encode(pictures)[0]) for pictures in batches[:4]])
-    print(
-        f"autoencoder: psnr {float(psnr(restored, torch.cat(batches[:4]))):.2f} dB, latent std was "
-        f"{[round(float(s), 3) for s in spread]}, mean is {[round(float(m), 3) for m in (means.mean((0, 2, 3)) / spread)]}",
-        flush=True,
-    )
+    restored = torch.cat([model.decode(model.encode(pictures)[0]) for pictures in batches[:1]])
+    quality = float(psnr(restored, torch.cat(batches[:1])))
+    say(f"autoencoder: psnr {quality:.2f} dB, latent std was {_rounded(spread)}")
+    say(f"autoencoder: latent mean is {_rounded(means.mean((0, 2, 3)) / spread)}")
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 3) for value in values]

@@ -1,6 +1,6 @@
 """Contact sheets of a checkpoint: held-out prompts, the same seeds, at several step counts.
 
-    python -m twinshot_distill.contact_sheet CHECKPOINT --out docs/pictures
+python -m twinshot_distill.contact_sheet CHECKPOINT --out docs/pictures
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def compose_sheet(pictures: NDArray[np.uint8], captions: list[str]) -> Image.Ima
 
 def main(
     checkpoint: Annotated[str, typer.Argument(help="Folder, Hub id, or 'builtin'.")] = "builtin",
-    steps: Annotated[list[int] | None, typer.Option(help="Step counts; repeat. Default 1, 2, 4 and 30.")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Step counts; repeat. Default 1, 2, 4 and 30.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for sheet_<steps>.webp.")] = Path("out"),
     count: Annotated[int, typer.Option(help="Pictures a sheet.")] = 48,
 ) -> None:

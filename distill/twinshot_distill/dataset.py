@@ -110,7 +110,14 @@ class LatentPool:
     """
 
     def __init__(
-        self, corpus: Corpus, composer: Composer, encoder: AutoencoderKL, size: int, portion: int, *, compiled: bool
+        self,
+        corpus: Corpus,
+        composer: Composer,
+        encoder: AutoencoderKL,
+        size: int,
+        portion: int,
+        *,
+        compiled: bool,
     ) -> None:
         self._corpus, self._composer, self._encoder, self._portion = corpus, composer, encoder, portion
         self._encode = frozen_encode(encoder, compiled=compiled)
@@ -132,7 +139,9 @@ class LatentPool:
         """Replace the oldest entries."""
         count = self._portion
         rows = np.arange(self._next, self._next + count) % len(self._corpus)
-        slots = torch.arange(self._oldest, self._oldest + count, device=self._composer.device) % len(self._latents)
+        slots = torch.arange(self._oldest, self._oldest + count, device=self._composer.device) % len(
+            self._latents
+        )
         mean = self._encode(self._composer.render(self._corpus.scenes[rows]))
         self._latents[slots] = self._encoder.normalize(mean.float()).bfloat16()
         for width, tokens, lengths in (

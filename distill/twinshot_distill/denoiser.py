@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -66,14 +67,17 @@ def in_chunks(velocity_of: Any, condition: Condition, chunk: int) -> Velocity:
 
 def compile_blocks(transformer: SingleStreamTransformer) -> None:
     """Compile each block for fixed shapes: one compilation serves all blocks of a kind."""
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._dynamo.config.recompile_limit = 64
+    dynamo: Any = import_module("torch._dynamo.config")
+    dynamo.automatic_dynamic_shapes = False
+    dynamo.recompile_limit = 64
     for blocks in (transformer.noise_refiner, transformer.context_refiner, transformer.layers):
         for block in blocks:
             block.compile(dynamic=False)
 
 
-def empty_captions(tokenizer: PreTrainedTokenizerFast, count: int, width: int, device: torch.device) -> Captions:
+def empty_captions(
+    tokenizer: PreTrainedTokenizerFast, count: int, width: int, device: torch.device
+) -> Captions:
     """Captions of the empty prompt, the unconditional half of guidance: tokens [count, width]."""
     row = tokenizer(templated("")).input_ids
     tokens = torch.full((count, width), tokenizer.pad_token_id, dtype=torch.int32, device=device)

@@ -48,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the verifier says of a task's pictures: passes at both thresholds, of shuffled prompts, fidelity."""
+    """What the verifier says of a task's pictures: passes, strict passes, passes when shuffled, fidelity."""
 
     passed: list[bool]
     strict: list[bool]
@@ -123,7 +123,16 @@ def evaluate(
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table("steps", "combinations", "task", "score", "strict", "shuffled", "fidelity", "n")
     for row in rows:
-        keys = ("steps", "combinations", "task", "score", "strict_score", "shuffled_score", "fidelity_median", "n")
+        keys = (
+            "steps",
+            "combinations",
+            "task",
+            "score",
+            "strict_score",
+            "shuffled_score",
+            "fidelity_median",
+            "n",
+        )
         table.add_row(*(str(row[key]) for key in keys), style="bold" if row["task"] == "mean" else "")
     Console().print(table)
 

@@ -71,6 +71,8 @@ def export(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None
     for name, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER), ("vae", VAE)):
         _json(folder / name / "config.json", config)
     build_tokenizer(folder / "tokenizer")
-    _weights(folder / "transformer" / "diffusion_pytorch_model.safetensors", denoiser.transformer.state_dict())
+    _weights(
+        folder / "transformer" / "diffusion_pytorch_model.safetensors", denoiser.transformer.state_dict()
+    )
     _weights(folder / "text_encoder" / "model.safetensors", _text_state(denoiser.text))
     _weights(folder / "vae" / "diffusion_pytorch_model.safetensors", autoencoder.state_dict())

@@ -11,6 +11,7 @@ from twinshot_distill.dataset import Captions, LatentPool
 from twinshot_distill.denoiser import Denoiser, bind, bucket, compile_blocks, empty_captions
 from twinshot_distill.losses import flow_matching, mix
 from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
+from twinshot_distill.report import say
 
 
 def draw_times(count: int, device: torch.device) -> Tensor:
@@ -54,7 +55,9 @@ def train_flow(
         pool.refresh()
         width = bucket(settings.long_share, chance)
         x, captions = pool.sample(settings.batch, width)
-        captions = drop_captions(captions, empty_captions(tokenizer, settings.batch, width, device), settings.caption_drop)
+        captions = drop_captions(
+            captions, empty_captions(tokenizer, settings.batch, width, device), settings.caption_drop
+        )
         t, z = draw_times(settings.batch, device), torch.randn_like(x)
         with torch.autocast(device.type, torch.bfloat16):
             condition = model.embed(captions)
@@ -62,5 +65,5 @@ def train_flow(
         norm = optimizer.step(loss, step, clock.progress)
         average.update()
         clock.report(settings.batch, loss=loss.detach(), gradient=norm)
-    print(f"flow: {clock.step} steps, {clock.step * settings.batch / 1e6:.2f} M images", flush=True)
+    say(f"flow: {clock.step} steps, {clock.step * settings.batch / 1e6:.2f} M images")
     return average.module

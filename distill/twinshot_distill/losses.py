@@ -47,7 +47,9 @@ def guided(conditional: Tensor, unconditional: Tensor, target: Tensor, strength:
 
 
 @torch.no_grad()
-def rcgm_target(teacher: Velocity, x_t: Tensor, t: Tensor, r: Tensor, target: Tensor, *, order: int = 2) -> Tensor:
+def rcgm_target(
+    teacher: Velocity, x_t: Tensor, t: Tensor, r: Tensor, target: Tensor, *, order: int = 2
+) -> Tensor:
     """The velocity that carries x_t from t to r: `target` for the first 0.01, then N teacher steps.
 
     Displacements add up: (t - r) F* = Δ target + Σ F_i (t_i - t_{i+1}), solved for F*. Where t and r are
@@ -59,7 +61,11 @@ def rcgm_target(teacher: Velocity, x_t: Tensor, t: Tensor, r: Tensor, target: Te
     sub_step = (here - r) / order
     for _ in range(order):
         velocity = teacher(point, here, here - sub_step)
-        point, moved, here = point - over(sub_step) * velocity, moved + over(sub_step) * velocity, here - sub_step
+        point, moved, here = (
+            point - over(sub_step) * velocity,
+            moved + over(sub_step) * velocity,
+            here - sub_step,
+        )
     gap = over((t - r).clamp_min(1e-6))
     return torch.where(over(t - r) < RCGM_STEP, target, moved / gap)
 

@@ -6,16 +6,20 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from twinshot_distill.report import say
 
 _FIRST_STEPS = 3
 
+Averaged = TypeVar("Averaged", bound=nn.Module)
+
 
 class Clock:
-    """Counts steps against a budget of seconds; reports progress to stdout now and then."""
+    """Counts steps against a budget of seconds; reports progress now and then."""
 
     def __init__(self, name: str, seconds: float, *, report_every: float = 15.0) -> None:
         self.name, self.seconds, self.step = name, seconds, 0
@@ -47,9 +51,7 @@ class Clock:
         self._reported, self._reported_step = now, self.step
         values = "  ".join(f"{name} {float(value):.4f}" for name, value in figures.items())
         left = max(0.0, self.seconds - (now - self._start))
-        print(
-            f"{self.name} step {self.step}  {values}  {rate * batch:.0f} images/s  {left:.0f} s left", flush=True
-        )
+        say(f"{self.name} step {self.step}  {values}  {rate * batch:.0f} images/s  {left:.0f} s left")
 
 
 class Optimizer:
@@ -105,10 +107,10 @@ def block_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
     return matrices, others
 
 
-class Average:
+class Average(Generic[Averaged]):
     """An exponential moving average of a module's weights: `module` holds it, ready for use."""
 
-    def __init__(self, source: nn.Module, decay: float) -> None:
+    def __init__(self, source: Averaged, decay: float) -> None:
         self.module = deepcopy(source).requires_grad_(requires_grad=False).eval()
         self.decay = decay
         self._pairs = list(zip(self.module.parameters(), source.parameters(), strict=True))
@@ -119,4 +121,6 @@ class Average:
         """Take in the source's current weights; early on the average follows them more closely."""
         self._updates += 1
         decay = min(self.decay, self._updates / (self._updates + 9))
-        torch._foreach_lerp_([average for average, _ in self._pairs], [now for _, now in self._pairs], 1 - decay)
+        torch._foreach_lerp_(
+            [average for average, _ in self._pairs], [now for _, now in self._pairs], 1 - decay
+        )

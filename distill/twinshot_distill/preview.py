@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -43,7 +44,7 @@ def sample_flow(
     with_text, without = bind(model.transformer, condition), bind(model.transformer, empty)
     x = torch.randn(len(prompts), 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     times = torch.linspace(1, 0, steps + 1, device=device)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         t = now.expand(len(prompts))
         velocity = with_text(x, t, t if steps > 1 else torch.zeros_like(t))
         if steps > 1:
@@ -55,7 +56,7 @@ def sample_flow(
 @torch.no_grad()
 def save_sheet(path: Path, autoencoder: AutoencoderKL, latents: Tensor, *, columns: int = 8) -> None:
     """Decode latents and save them as one picture, row by row."""
-    tiles = torch.cat([quantize_pixels(autoencoder(part)) for part in latents.split(16)]).cpu().numpy()
+    tiles = torch.cat([quantize_pixels(autoencoder(part)) for part in torch.split(latents, 16)]).cpu().numpy()
     side, rows = tiles.shape[1], -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side))
     for index, tile in enumerate(tiles):

@@ -27,18 +27,26 @@ from twinshot_distill.denoiser import Denoiser
 from twinshot_distill.export import export
 from twinshot_distill.flow_matching import train_flow
 from twinshot_distill.preview import preview_prompts, sample_flow, save_sheet
+from twinshot_distill.report import say
 from twinshot_distill.tokenizer import build_tokenizer
 from twinshot_distill.twinflow import train_twinflow
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
-
 
 _SECONDS_TO_FINISH = 35.0
 _SHORTEST_STAGE = 60.0
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path
+    )
+
+
+def frozen(autoencoder: AutoencoderKL, device: torch.device) -> AutoencoderKL:
+    """The autoencoder ready for use: on the device, channels last, no gradients."""
+    moved: AutoencoderKL = autoencoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved.eval().requires_grad_(requires_grad=False)
 
 
 class Trainer:
@@ -57,7 +65,7 @@ class Trainer:
 
     def say(self, words: str) -> None:
         """Print a line with the seconds since the start."""
-        print(f"[{time.monotonic() - self._started:6.0f} s] {words}", flush=True)
+        say(f"[{time.monotonic() - self._started:6.0f} s] {words}")
 
     def data(self) -> tuple[Corpus, Composer]:
         """Scenes with captions, and what draws them."""
@@ -78,7 +86,11 @@ class Trainer:
         """The latents both later stages train on."""
         if self._pool is None:
             self._pool = LatentPool(
-                *self.data(), autoencoder, self.run.world.pool, self.run.world.refresh, compiled=self.run.compiled
+                *self.data(),
+                autoencoder,
+                self.run.world.pool,
+                self.run.world.refresh,
+                compiled=self.run.compiled,
             )
             self.say("latent pool filled")
         return self._pool
@@ -92,7 +104,7 @@ class Trainer:
             _save(trained, path)
         model = new_autoencoder()
         model.load_state_dict(load_file(path))
-        return model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+        return frozen(model, self.device)
 
     def flow(self, autoencoder: AutoencoderKL) -> Denoiser:
         """Stage 2, or its saved result."""
@@ -138,9 +150,13 @@ class Trainer:
         model.load_state_dict(load_file(path))
         return model.to(self.device)
 
-    def _preview(self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: tuple[int, ...]) -> None:
+    def _preview(
+        self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: tuple[int, ...]
+    ) -> None:
         for count in steps:
-            latents = sample_flow(model, self.tokenizer, preview_prompts(self.run.previews), steps=count, guidance=2.0)
+            latents = sample_flow(
+                model, self.tokenizer, preview_prompts(self.run.previews), steps=count, guidance=2.0
+            )
             save_sheet(self.out / f"{name}_{count}.webp", autoencoder, latents)
 
 
@@ -156,14 +172,16 @@ class _NoisePool:
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
         """Noise and padding."""
         tokens = torch.zeros(count, width, dtype=torch.int32, device=self._device)
-        return torch.randn(count, 8, 32, 32, device=self._device), Captions(tokens, tokens.sum(1) + SHORT // 2)
+        return torch.randn(count, 8, 32, 32, device=self._device), Captions(
+            tokens, tokens.sum(1) + SHORT // 2
+        )
 
 
 def fill_compilation_cache(out: Path, run: Run, device: torch.device) -> None:
     """Compile the shapes of stages 2 and 3, so that a process that trains them later finds them on disk."""
     trainer, pool = Trainer(out, run, device), _NoisePool(device)
     options = {"device": device, "compiled": run.compiled}
-    encoder = new_autoencoder().to(device, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+    encoder = frozen(new_autoencoder(), device)
     frozen_encode(encoder, compiled=run.compiled)(torch.randn(run.world.refresh, 3, 256, 256, device=device))
     trainer.say("encoder compiled")
     flow = train_flow(pool, trainer.tokenizer, replace(run.flow, seconds=2, long_share=0.5), **options)  # type: ignore[arg-type]
@@ -174,10 +192,18 @@ def fill_compilation_cache(out: Path, run: Run, device: torch.device) -> None:
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for weights, previews and the exported checkpoint.")],
-    rehearsal_only: Annotated[bool, typer.Option("--rehearsal", help="Run every stage at its smallest.")] = False,
-    compile_only: Annotated[bool, typer.Option("--compile-only", help="Only fill the compilation cache.")] = False,
-    budget: Annotated[float | None, typer.Option(help="End after about this many seconds; stage 3 takes what is left.")] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    rehearsal_only: Annotated[
+        bool, typer.Option("--rehearsal", help="Run every stage at its smallest.")
+    ] = False,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Only fill the compilation cache.")
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="End after about this many seconds; stage 3 takes what is left.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda"
+    if torch.cuda.is_available()
+    else "cpu",
 ) -> None:
     """Train the miniature end to end and export it to OUT/checkpoint."""
     run = rehearsal() if rehearsal_only else Run(world=replace(Run().world, workers=os.cpu_count() or 1))

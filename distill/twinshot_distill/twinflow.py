@@ -24,9 +24,19 @@ from transformers import PreTrainedTokenizerFast
 from twinshot_distill import losses
 from twinshot_distill.configuration import TwinFlowSettings
 from twinshot_distill.dataset import LatentPool
-from twinshot_distill.denoiser import Condition, Denoiser, bind, bucket, compile_blocks, empty_captions, in_chunks
+from twinshot_distill.denoiser import (
+    Condition,
+    Denoiser,
+    bind,
+    bucket,
+    compile_blocks,
+    empty_captions,
+    in_chunks,
+)
 from twinshot_distill.losses import Velocity
 from twinshot_distill.optimizer import Average, Clock, Optimizer
+from twinshot_distill.report import say
+from twinshot_engine.transformer.single_stream import SingleStreamTransformer
 
 
 class Rows(NamedTuple):
@@ -54,7 +64,9 @@ def draw_rows(x: Tensor, fake: Tensor) -> Rows:
 
 
 @torch.no_grad()
-def real_target(rows: Rows, x_t: Tensor, frozen: Velocity, unconditional: Velocity, guidance: float) -> Tensor:
+def real_target(
+    rows: Rows, x_t: Tensor, frozen: Velocity, unconditional: Velocity, guidance: float
+) -> Tensor:
     """The velocity that the e2e, mul and any rows follow, guided by the frozen flow model.
 
     At t = 1 guidance has nothing to go by and is left out; mul rows keep the data's own velocity.
@@ -72,8 +84,19 @@ def real_target(rows: Rows, x_t: Tensor, frozen: Velocity, unconditional: Veloci
 class TwinFlow:
     """The models of stage 3 and one training step."""
 
-    def __init__(self, flow: Denoiser, tokenizer: PreTrainedTokenizerFast, settings: TwinFlowSettings, *, compiled: bool) -> None:
-        self.settings, self.tokenizer, self.text = settings, tokenizer, flow.requires_grad_(requires_grad=False)
+    def __init__(
+        self,
+        flow: Denoiser,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: TwinFlowSettings,
+        *,
+        compiled: bool,
+    ) -> None:
+        self.settings, self.tokenizer, self.text = (
+            settings,
+            tokenizer,
+            flow.requires_grad_(requires_grad=False),
+        )
         self.student = deepcopy(flow.transformer).requires_grad_(requires_grad=True)
         self.teacher = Average(self.student, settings.teacher_ema)
         self.average = Average(self.student, settings.ema)
@@ -82,7 +105,7 @@ class TwinFlow:
             for model in (self.student, self.teacher.module, self.frozen):
                 compile_blocks(model)
 
-    def _bound(self, model: torch.nn.Module, condition: Condition) -> Velocity:
+    def _bound(self, model: SingleStreamTransformer, condition: Condition) -> Velocity:
         return in_chunks(partial(bind, model), condition, self.settings.batch // 4)
 
     def loss(self, x: Tensor, condition: Condition, empty: Condition) -> dict[str, Tensor]:
@@ -98,7 +121,9 @@ class TwinFlow:
         prediction = bind(self.student, condition)(x_t, rows.t, rows.r)
 
         real = condition[slice(0, 3 * group)]
-        target = real_target(rows, x_t, self._bound(self.frozen, real), self._bound(self.frozen, empty), self.settings.guidance)
+        target = real_target(
+            rows, x_t, self._bound(self.frozen, real), self._bound(self.frozen, empty), self.settings.guidance
+        )
         t, r = rows.t[: 3 * group], rows.r[: 3 * group]
         teacher = self._bound(self.teacher.module, real)
         goal = losses.rcgm_target(teacher, x_t[: 3 * group], t, r, target, order=self.settings.order)
@@ -109,7 +134,9 @@ class TwinFlow:
         leap = prediction[:group]
         sample = (rows.z[:group] - leap).detach()
         when = 0.02 + 0.96 * torch.rand_like(one)
-        pull = losses.rectification_gradient(self._bound(self.student, first), sample, torch.randn_like(sample), when)
+        pull = losses.rectification_gradient(
+            self._bound(self.student, first), sample, torch.randn_like(sample), when
+        )
         rectify = (leap - (leap - pull).detach()).square().mean()
         return {"base": base, "adv": adv, "rectify": rectify}
 
@@ -148,6 +175,6 @@ def train_twinflow(
         twin.teacher.update()
         twin.average.update()
         clock.report(settings.batch, **{name: term.detach() for name, term in terms.items()}, gradient=norm)
-    print(f"twinflow: {clock.step} steps, {clock.step * settings.batch / 1e6:.2f} M rows", flush=True)
+    say(f"twinflow: {clock.step} steps, {clock.step * settings.batch / 1e6:.2f} M rows")
     flow.transformer = twin.average.module
     return flow

@@ -96,7 +96,9 @@ def test_gap_weight_is_one_for_the_leap_and_tan_for_neighbours() -> None:
 def test_weighted_l2_weighs_rows() -> None:
     prediction = torch.zeros(2, 1, 1, 2)
     target = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 0.0]]]])
-    assert losses.weighted_l2(prediction, target, torch.tensor([1.0, 3.0])).item() == pytest.approx((1 + 6) / 2)
+    assert losses.weighted_l2(prediction, target, torch.tensor([1.0, 3.0])).item() == pytest.approx(
+        (1 + 6) / 2
+    )
 
 
 def test_guidance_moves_the_target_along_the_difference() -> None:
@@ -128,6 +130,8 @@ def test_rectification_moves_samples_towards_the_data_distribution() -> None:
 
     noise = torch.randn(SHAPE, dtype=torch.float64)
     leap = noise - (noise + fake_mean)  # one step: x = z - F = z + fake_mean
-    pull = losses.rectification_gradient(velocity, noise - leap, torch.randn_like(noise), torch.full((5,), 0.5, dtype=torch.float64))
+    pull = losses.rectification_gradient(
+        velocity, noise - leap, torch.randn_like(noise), torch.full((5,), 0.5, dtype=torch.float64)
+    )
     moved = noise - (leap - pull)
     assert moved.mean() > (noise - leap).mean()

@@ -74,7 +74,10 @@ def test_unknown_task_is_named() -> None:
         (Scene("single", (Item("apple"),)), "a photo of an apple"),
         (Scene("single", (Item("unicorn"),), None, "space"), "a photo of a unicorn in space"),
         (Scene("count", (Item("knife"),) * 3, None, "beach"), "a photo of three knives on a beach"),
-        (Scene("colors", (Item("car", "orange"),), None, "blue"), "a photo of an orange car on a blue background"),
+        (
+            Scene("colors", (Item("car", "orange"),), None, "blue"),
+            "a photo of an orange car on a blue background",
+        ),
         (
             Scene("position", (Item("dog"), Item("tv")), "left of", "orange"),
             "a photo of a dog left of a tv on an orange background",
@@ -116,7 +119,9 @@ def test_layout_obeys_the_relation_and_keeps_objects_inside() -> None:
     for _ in range(400):
         scene = sample_training_scene(rng)
         spots = place(rng, scene)
-        assert all(spot.size / 2 - 0.06 < c < 1.06 - spot.size / 2 for spot in spots for c in (spot.x, spot.y))
+        assert all(
+            spot.size / 2 - 0.06 < c < 1.06 - spot.size / 2 for spot in spots for c in (spot.x, spot.y)
+        )
         if scene.relation is not None:
             first, second = spots
             gap = {

@@ -1,0 +1,1 @@
+"""The world the miniature knows: objects, colours, scenes; in words, arrays and pictures."""

@@ -56,8 +56,10 @@ def _clouds(rng: np.random.Generator, canvas: Canvas, highest: float = 0.32) -> 
     for _ in range(int(rng.integers(0, 4))):
         x, y, size = rng.random(), rng.uniform(0.05, highest), rng.uniform(0.02, 0.035)
         for step in range(-2, 3):
-            puff = _disc(x + step * size * 1.1, y - (2 - abs(step)) * size * 0.3, size * (1.25 - 0.2 * abs(step)))
-            canvas = _blend(canvas, _rgb(255, 255, 255), puff * 0.9 * (_Y < y + size * 0.6))
+            puff = _disc(
+                x + step * size * 1.1, y - (2 - abs(step)) * size * 0.3, size * (1.25 - 0.2 * abs(step))
+            )
+            canvas = _blend(canvas, _rgb(255, 255, 255), puff * 0.9 * (y + size * 0.6 > _Y))
     return canvas
 
 
@@ -128,7 +130,9 @@ def _snow(rng: np.random.Generator) -> Canvas:
     ground = _gradient([(0.55, _rgb(250, 252, 255)), (1, _rgb(206, 220, 238))])
     canvas = canvas + (ground - canvas) * _below(line)[..., None]
     for _ in range(int(rng.integers(15, 40))):
-        canvas = _blend(canvas, _rgb(255, 255, 255), _disc(rng.random(), rng.random(), rng.uniform(0.003, 0.007)))
+        canvas = _blend(
+            canvas, _rgb(255, 255, 255), _disc(rng.random(), rng.random(), rng.uniform(0.003, 0.007))
+        )
     return canvas
 
 
@@ -154,13 +158,20 @@ def _space(rng: np.random.Generator) -> Canvas:
         x, y, radius = rng.choice((0.12, 0.88)), rng.choice((0.12, 0.88)), rng.uniform(0.05, 0.08)
         ball = _rgb(*((226, 150, 96), (120, 190, 220), (220, 120, 150))[int(rng.integers(3))])
         canvas = _blend(canvas, ball * 0.55, _disc(x, y, radius))
-        canvas = _blend(canvas, ball, _disc(x, y, radius) * _glow(x - radius * 0.4, y - radius * 0.4, radius * 0.7))
+        canvas = _blend(
+            canvas, ball, _disc(x, y, radius) * _glow(x - radius * 0.4, y - radius * 0.4, radius * 0.7)
+        )
     return canvas
 
 
 def _sunset(rng: np.random.Generator) -> Canvas:
     canvas = _gradient(
-        [(0, _rgb(78, 44, 124)), (0.3, _rgb(222, 88, 118)), (0.55, _rgb(255, 178, 92)), (1, _rgb(255, 178, 92))]
+        [
+            (0, _rgb(78, 44, 124)),
+            (0.3, _rgb(222, 88, 118)),
+            (0.55, _rgb(255, 178, 92)),
+            (1, _rgb(255, 178, 92)),
+        ]
     )
     x = rng.uniform(0.2, 0.8)
     canvas = _blend(canvas, _rgb(255, 222, 150), _glow(x, 0.55, 0.14) * 0.6)
@@ -197,9 +208,14 @@ def _city(rng: np.random.Generator) -> Canvas:
         x = -rng.uniform(0, 0.1)
         while x < 1:
             width, height = rng.uniform(0.09, 0.16), rng.uniform(*top)
-            inside = (_X >= x) & (_X < x + width) & (_Y >= height)
+            inside = (x <= _X) & (x + width > _X) & (height <= _Y)
             canvas = _blend(canvas, _rgb(*tone), inside.astype(np.float32))
-            panes = inside & ((_X - x) % 0.032 > 0.016) & ((_Y - height) % 0.044 > 0.024) & (_X < x + width - 0.012)
+            panes = (
+                inside
+                & ((_X - x) % 0.032 > 0.016)
+                & ((_Y - height) % 0.044 > 0.024)
+                & (x + width - 0.012 > _X)
+            )
             canvas = _blend(canvas, _rgb(232, 240, 250), panes.astype(np.float32) * 0.6)
             x += width + rng.uniform(0, 0.02)
     street = _gradient([(0.7, _rgb(150, 154, 164)), (1, _rgb(104, 108, 120))])

@@ -47,7 +47,7 @@ _WORDY_ENDINGS = (
 
 
 def with_article(phrase: str) -> str:
-    """ "apple" -> "an apple"; the exceptions are spoken, not spelled ("a unicorn")."""
+    """Say "an apple" and "a dog"; the exceptions are spoken, not spelled ("a unicorn")."""
     vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one"))
     return f"{'an' if vowel else 'a'} {phrase}"
 
@@ -102,7 +102,9 @@ def _where(rng: Random | None, background: str) -> str:
         raise ValueError(f"unknown background {background!r}; choose a colour or one of {', '.join(SCENES)}")
     if rng is None or rng.random() < 0.6:
         return plain
-    kind = rng.choice(("in front of {} background", "against {} wall", "with {} background", "against {} backdrop"))
+    kind = rng.choice(
+        ("in front of {} background", "against {} wall", "with {} background", "against {} backdrop")
+    )
     return kind.format(with_article(background))
 
 
@@ -115,7 +117,11 @@ def plain_caption(scene: Scene) -> str:
 def _typo(rng: Random, text: str) -> str:
     """One letter dropped or two swapped, somewhere inside."""
     at = rng.randrange(1, max(2, len(text) - 2))
-    return text[:at] + text[at + 1 :] if rng.random() < 0.5 else text[:at] + text[at : at + 2][::-1] + text[at + 2 :]
+    return (
+        text[:at] + text[at + 1 :]
+        if rng.random() < 0.5
+        else text[:at] + text[at : at + 2][::-1] + text[at + 2 :]
+    )
 
 
 def _surface(rng: Random, text: str) -> str:

@@ -32,9 +32,12 @@ _FLOATING = ("space", "underwater")
 
 @dataclass(frozen=True, slots=True)
 class SceneBatch:
-    """N scenes as arrays: `variants` int64 [N, 4] (-1 = no object), `boxes` float32 [N, 4, 3]
-    (x, y, size in shares of the side), `backgrounds` int64 [N] into `BACKGROUNDS`, `picks` int64 [N],
-    any number that chooses among a background's variations."""
+    """N scenes as arrays.
+
+    `variants` int64 [N, 4] (-1 = no object), `boxes` float32 [N, 4, 3] (x, y, size in shares of the
+    side), `backgrounds` int64 [N] into `BACKGROUNDS`, `picks` int64 [N], any number that chooses among
+    a background's variations.
+    """
 
     variants: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -100,7 +103,11 @@ class Composer:
     ) -> None:
         self.device = torch.device(device)
         self._counts = [plain_variations if n in COLORS else scene_variations for n in BACKGROUNDS]
-        jobs = [(n, first_seed + k) for n, count in zip(BACKGROUNDS, self._counts, strict=True) for k in range(count)]
+        jobs = [
+            (n, first_seed + k)
+            for n, count in zip(BACKGROUNDS, self._counts, strict=True)
+            for k in range(count)
+        ]
         names, seeds = zip(*jobs, strict=True)
         if workers > 1:
             with ProcessPoolExecutor(workers) as pool:
@@ -124,12 +131,16 @@ class Composer:
         boxes = torch.from_numpy(batch.boxes).to(self.device)
         floating = np.isin(batch.backgrounds, [BACKGROUNDS.index(name) for name in _FLOATING])
         depth = torch.from_numpy(np.where(floating, 0.0, 0.42).astype(np.float32)).to(self.device)
-        alone = variants[:, 1] < 0
+        # Rows are chosen on the host: a mask on the device would stall its queue at every slot.
+        alone = batch.variants[:, 1] < 0
         for slot in range(MOST_OBJECTS):
             for level, lonely in ((self._large, True), (self._small, False)):
-                rows = torch.nonzero((variants[:, slot] >= 0) & (alone == lonely)).squeeze(1)
-                if len(rows):
-                    drawn = self._draw(canvas[rows], level, variants[rows, slot], boxes[rows, slot], depth[rows])
+                chosen_rows = np.flatnonzero((batch.variants[:, slot] >= 0) & (alone == lonely))
+                if len(chosen_rows):
+                    rows = torch.from_numpy(chosen_rows).to(self.device)
+                    drawn = self._draw(
+                        canvas[rows], level, variants[rows, slot], boxes[rows, slot], depth[rows]
+                    )
                     canvas = canvas.index_copy(0, rows, drawn)
         return canvas * 2 - 1
 

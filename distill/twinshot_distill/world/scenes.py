@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
-from twinshot_distill.world.vocabulary import COLORS, OBJECTS, SCENES, ObjectClass
+from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS, SCENES, ObjectClass
 
 Task = Literal["single", "two", "count", "colors", "position", "attribution"]
 Split = Literal["train", "seen", "unseen"]
@@ -21,6 +21,7 @@ Split = Literal["train", "seen", "unseen"]
 TASKS: tuple[Task, ...] = ("single", "two", "count", "colors", "position", "attribution")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 HELD_OUT_PERCENT = 10
+TRAINING_WEIGHTS = (1.0, 2.0, 1.5, 1.0, 1.5, 2.0)
 
 _COLORED = tuple(entry for entry in OBJECTS if entry.colors)
 
@@ -112,3 +113,31 @@ def sample_scene(rng: Random, task: Task, split: Split) -> Scene:
         scene = Scene(task, items, relation, _background(rng, items))
         if task == "single" or is_unseen(scene) == (split == "unseen"):
             return scene
+
+
+def sample_training_scene(rng: Random) -> Scene:
+    """A scene to learn from: the six tasks, the hard ones more often, and free mixtures of them.
+
+    A third of the counts, pairs and positions also name colours ("two red cars", "a dog left of a
+    blue chair"), which no task of the evaluation asks for but people do.
+    """
+    task = rng.choices(TASKS, TRAINING_WEIGHTS)[0]
+    scene = sample_scene(rng, task, "train")
+    if task not in ("two", "count", "position") or rng.random() > 1 / 3:
+        return scene
+    painted = _paint_some(rng, scene)
+    return scene if is_unseen(painted) else painted
+
+
+def _paint_some(rng: Random, scene: Scene) -> Scene:
+    """The scene with colours on the objects that can take one, none of them the background's."""
+    if scene.task == "count":
+        entry = OBJECTS[INDEX[scene.items[0].noun]]
+        item = _paint(rng, entry, scene.background) if entry.colors else scene.items[0]
+        return replace(scene, items=(item,) * len(scene.items))
+    items = []
+    for item in scene.items:
+        entry = OBJECTS[INDEX[item.noun]]
+        paint = bool(entry.colors) and rng.random() < 0.7
+        items.append(_paint(rng, entry, scene.background) if paint else item)
+    return replace(scene, items=tuple(items))

@@ -1,0 +1,11 @@
+"""Where training says how it goes: one line at a time on stdout, flushed, so that a log file is live."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(words: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
