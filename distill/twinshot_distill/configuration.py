@@ -7,7 +7,8 @@ rates follow the share of that time that has passed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twinshot_distill.tokenizer import VOCABULARY_SIZE
@@ -140,6 +141,26 @@ class Run:
     compiled: bool = True
     seed: int = 0
     previews: int = 48
+
+
+def changed(run: Run, assignments: Sequence[str]) -> Run:
+    """The run with settings replaced: each assignment reads "stage.name=value", such as "flow.batch=512".
+
+    Raises ValueError naming an assignment whose stage, name or value is not known.
+    """
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        part, _, name = path.partition(".")
+        settings = getattr(run, part, None)
+        old = getattr(settings, name, None) if name else None
+        if settings is None or not isinstance(old, (int, float)):
+            raise ValueError(f"unknown setting {assignment!r}; write STAGE.NAME=NUMBER, such as flow.batch=512")
+        try:
+            value = type(old)(text)
+        except ValueError:
+            raise ValueError(f"{text!r} in {assignment!r} is not a {type(old).__name__}") from None
+        run = replace(run, **{part: replace(settings, **{name: value})})
+    return run
 
 
 def rehearsal() -> Run:

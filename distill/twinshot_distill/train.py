@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.autoencoder import new_autoencoder, train_autoencoder
-from twinshot_distill.configuration import Run, rehearsal
+from twinshot_distill.configuration import Run, changed, rehearsal
 from twinshot_distill.dataset import SHORT, Captions, Corpus, LatentPool, build_corpus, frozen_encode
 from twinshot_distill.denoiser import Denoiser
 from twinshot_distill.export import export
@@ -201,12 +201,19 @@ def main(
     budget: Annotated[
         float | None, typer.Option(help="End after about this many seconds; stage 3 takes what is left.")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: flow.batch=512; repeat.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda"
     if torch.cuda.is_available()
     else "cpu",
 ) -> None:
     """Train the miniature end to end and export it to OUT/checkpoint."""
     run = rehearsal() if rehearsal_only else Run(world=replace(Run().world, workers=os.cpu_count() or 1))
+    try:
+        run = changed(run, settings or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--set") from None
     if compile_only:
         fill_compilation_cache(out, run, torch.device(device))
         return

@@ -15,13 +15,13 @@ from twinshot_distill.world.scenes import TASKS
 _INTRO = """# The verifier
 
 Says whether a generated picture shows what its caption asked for, by GenEval's six tasks, with a
-detector of the built-in world's {classes} objects. Written, trained and frozen before the generator, with
-its own composer, layouts, shadows, backgrounds and seeds; the generator's training never reads it. Its
+detector of the built-in world's {classes} objects. Written, trained and frozen before the shipped generator,
+with its own composer, layouts, shadows, backgrounds and seeds; the generator's training never reads it. Its
 scores are "GenEval-style, built-in domain" and not GenEval scores.
 
 Detector: {parameters:,} parameters, {input} px, half precision, sha256 `{sha256}`, frozen {date}.
-Threshold {threshold} (calibrated on a seed of its own); strict 0.5. Made, measured and written by
-`python -m twinshot_distill.verifier.train`.
+Threshold {threshold} (calibrated on a seed of its own); strict 0.5. To train one anew:
+`python -m twinshot_distill.verifier.train --out FOLDER`; to measure this one again: `--remeasure`.
 
 All figures are from pictures composed with seeds and backgrounds that training did not see. A hard
 negative is the same picture with one thing changed in the scene: another object, another colour, swapped
@@ -29,6 +29,8 @@ colours, the opposite side, one object more or fewer. Levels: clean; mild (warp,
 strong (warp, blur 1.5 px, noise 14), at 128 px.
 
 A raw score is corrected as p = (raw - false pass) / (true pass - false pass).
+Counting's false passes grow with the threshold and with degradation: where one of four objects is missed,
+the picture passes for three. Whether these rates carry over to a generator's pictures is not measured here.
 """
 
 _STRESS = """

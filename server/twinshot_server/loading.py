@@ -1,0 +1,28 @@
+"""From settings to a loaded engine. Importing this module imports torch."""
+
+from __future__ import annotations
+
+from twinshot_engine.config import EngineConfig
+from twinshot_engine.engine import Engine
+from twinshot_server.engine_protocol import Progress
+from twinshot_server.settings import Settings, SettingsError
+
+
+def load_engine(settings: Settings, progress: Progress | None = None) -> Engine:
+    """Load the checkpoint that the settings name. Raises SettingsError or CheckpointError."""
+    return Engine.load(_engine_config(settings), progress)
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    try:
+        config = EngineConfig(
+            checkpoint=settings.checkpoint,
+            device=settings.device,
+            precision=settings.precision,
+            max_batch=settings.max_batch,
+            threads=settings.threads,
+        )
+        config.placement()
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return config
