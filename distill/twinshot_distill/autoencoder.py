@@ -27,6 +27,12 @@ def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(KLConfig.from_dict(VAE))
 
 
+def channels_last(autoencoder: AutoencoderKL) -> AutoencoderKL:
+    """The autoencoder with its weights laid out as convolutions like them best."""
+    moved: AutoencoderKL = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
 def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
     """How far [B, 3, H, W] pictures are from their originals: a scalar."""
     error = restored.float() - pictures
@@ -46,7 +52,7 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train from scratch; returns the averaged weights with unit-variance latents."""
     device = composer.device
-    model = new_autoencoder().to(device, memory_format=torch.channels_last)
+    model = channels_last(new_autoencoder().to(device))
     average = Average(model, settings.ema)
     optimizer = Optimizer([], model.parameters(), learning_rate=settings.learning_rate, warm_up=100)
     encode = torch.compile(model.encode) if compiled else model.encode
@@ -66,7 +72,7 @@ def train_autoencoder(
         optimizer.step(loss, step, clock.progress)
         average.update()
         clock.report(settings.batch, loss=loss.detach(), psnr=psnr(restored.detach(), pictures))
-    trained = average.module
+    trained: AutoencoderKL = average.module
     _standardise(trained, corpus, composer)
     return trained
 

@@ -154,7 +154,9 @@ def changed(run: Run, assignments: Sequence[str]) -> Run:
         settings = getattr(run, part, None)
         old = getattr(settings, name, None) if name else None
         if settings is None or not isinstance(old, (int, float)):
-            raise ValueError(f"unknown setting {assignment!r}; write STAGE.NAME=NUMBER, such as flow.batch=512")
+            raise ValueError(
+                f"unknown setting {assignment!r}; write STAGE.NAME=NUMBER, such as flow.batch=512"
+            )
         try:
             value = type(old)(text)
         except ValueError:

@@ -84,7 +84,7 @@ class Optimizer:
 
     def step(self, loss: Tensor, step: int, progress: float) -> Tensor:
         """Back-propagate, clip the gradient to norm 1, move the weights; returns the norm before clipping."""
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         cosine = self._floor + (1 - self._floor) * 0.5 * (1 + math.cos(math.pi * progress))
         for part in self._parts:
@@ -100,7 +100,8 @@ _MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_pr
 
 def block_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split parameters into matrices of attention and feed-forward layers, and all others."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         inside = parameter.ndim == 2 and any(key in name for key in _MATRICES)
         (matrices if inside else others).append(parameter)

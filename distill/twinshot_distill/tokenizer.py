@@ -52,7 +52,7 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(_corpus(), trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, pad_token=PAD, eos_token=END, model_max_length=LONGEST, padding_side="right"
     )
     tokenizer.chat_template = CHAT_TEMPLATE

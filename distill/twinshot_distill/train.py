@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.autoencoder import new_autoencoder, train_autoencoder
+from twinshot_distill.autoencoder import channels_last, new_autoencoder, train_autoencoder
 from twinshot_distill.configuration import Run, changed, rehearsal
 from twinshot_distill.dataset import SHORT, Captions, Corpus, LatentPool, build_corpus, frozen_encode
 from twinshot_distill.denoiser import Denoiser
@@ -45,8 +45,7 @@ def _save(module: nn.Module, path: Path) -> None:
 
 def frozen(autoencoder: AutoencoderKL, device: torch.device) -> AutoencoderKL:
     """The autoencoder ready for use: on the device, channels last, no gradients."""
-    moved: AutoencoderKL = autoencoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved.eval().requires_grad_(requires_grad=False)
+    return channels_last(autoencoder.to(device)).eval().requires_grad_(requires_grad=False)
 
 
 class Trainer:

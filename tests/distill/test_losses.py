@@ -117,7 +117,7 @@ def test_rectification_vanishes_when_both_trajectories_agree_and_is_bounded() ->
 
 
 def test_rectification_moves_samples_towards_the_data_distribution() -> None:
-    """Gaussians have closed-form velocities; a generator with the wrong mean must be pushed to the right one."""
+    """Gaussians have closed-form velocities; a generator with the wrong mean is pushed right."""
     data_mean, fake_mean = 1.0, -1.0
 
     def velocity(x_t: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def test_held_out_share_is_about_a_tenth_and_does_not_depend_on_order() -> None:
 
 
 def test_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match="'triple'.*single"):
+    with pytest.raises(ValueError, match=r"'triple'.*single"):
         sample_scene(Random(0), "triple", "train")  # type: ignore[arg-type]
 
 
@@ -149,11 +149,11 @@ def test_recolouring_reaches_the_colour_and_keeps_the_outline() -> None:
 
 
 def test_unknown_colours_objects_and_backgrounds_are_refused() -> None:
-    with pytest.raises(ValueError, match="'teal'.*red"):
+    with pytest.raises(ValueError, match=r"'teal'.*red"):
         recolour(load_sprites()[0], "teal")
     with pytest.raises(ValueError, match="no green zebra"):
         variant_index("zebra", "green")
-    with pytest.raises(ValueError, match="'moon'.*meadow"):
+    with pytest.raises(ValueError, match=r"'moon'.*meadow"):
         background("moon", 0)
 
 

@@ -46,7 +46,7 @@ def _other_color(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, items=(Item(item.noun, str(rng.choice(others))), *scene.items[1:]))
 
 
-def _swapped_colors(rng: np.random.Generator, scene: Scene) -> Scene:
+def _swapped_colors(_rng: np.random.Generator, scene: Scene) -> Scene:
     first, second = scene.items
     return replace(scene, items=(Item(first.noun, second.color), Item(second.noun, first.color)))
 
@@ -57,7 +57,7 @@ def _other_count(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, items=scene.items[:1] * changed)
 
 
-def _opposite_side(rng: np.random.Generator, scene: Scene) -> Scene:
+def _opposite_side(_rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, relation=RELATION_OPPOSITE[str(scene.relation)])
 
 

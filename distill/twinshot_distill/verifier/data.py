@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,7 @@ def render(
         pictures, labels = _render(settings, progress)
         for array, path in ((pictures, kept), (labels, kept_labels)):
             np.save(partial := path.with_suffix(".partial.npy"), array)
-            os.replace(partial, path)
+            partial.replace(path)
     progress(settings.scenes)
     return np.load(kept, mmap_mode="r"), np.load(kept_labels)
 

@@ -52,11 +52,11 @@ def erase(rng: np.random.Generator, sprite: Image.Image, share: float) -> Image.
     return with_alpha(sprite, alpha * np.clip((away - radius) / rng.uniform(0.5, 5), 0, 1))
 
 
-def _half(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) -> Image.Image:
+def _half(rng: np.random.Generator, sprite: Image.Image, _other: Image.Image) -> Image.Image:
     return erase(rng, sprite, float(rng.uniform(0.36, 0.75)))
 
 
-def _ghost(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) -> Image.Image:
+def _ghost(rng: np.random.Generator, sprite: Image.Image, _other: Image.Image) -> Image.Image:
     return with_alpha(sprite, alpha_of(sprite) * np.float32(rng.uniform(0.25, 0.68)))
 
 
@@ -71,7 +71,7 @@ def _chimera(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) 
     return Image.composite(sprite, other.resize(sprite.size), Image.fromarray((mask * 255).astype(np.uint8)))
 
 
-def _smear(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) -> Image.Image:
+def _smear(rng: np.random.Generator, sprite: Image.Image, _other: Image.Image) -> Image.Image:
     radius = max(sprite.size) * float(rng.uniform(0.07, 0.14))
     margin = round(2 * radius)
     padded = Image.new("RGBA", (sprite.width + 2 * margin, sprite.height + 2 * margin))
@@ -80,7 +80,7 @@ def _smear(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) ->
     return padded.convert("RGBa").filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
 
 
-def _shuffle(rng: np.random.Generator, sprite: Image.Image, other: Image.Image) -> Image.Image:
+def _shuffle(rng: np.random.Generator, sprite: Image.Image, _other: Image.Image) -> Image.Image:
     """The object's quarters in another order: its colours and texture without its shape."""
     pixels = np.asarray(sprite)
     height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2

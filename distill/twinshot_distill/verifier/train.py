@@ -1,4 +1,4 @@
-"""Train the detector, calibrate it, measure it and freeze it:
+"""Train the detector, calibrate it, measure it and freeze it.
 
     python -m twinshot_distill.verifier.train
 

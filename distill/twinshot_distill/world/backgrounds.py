@@ -7,13 +7,14 @@ Every painter takes a numpy Generator and returns float32 RGB in 0..1 at twice t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twinshot_distill.world.vocabulary import BACKGROUNDS, COLORS
 
-Canvas = NDArray[np.float32]
+Canvas = NDArray[np.floating[Any]]
 _SIDE = 512
 _Y, _X = (axis.astype(np.float32) / _SIDE for axis in np.mgrid[0:_SIDE, 0:_SIDE])
 
@@ -34,7 +35,7 @@ def _blend(canvas: Canvas, color: Canvas, mask: Canvas) -> Canvas:
 
 
 def _disc(x: float, y: float, radius: float, soft: float = 0.003) -> Canvas:
-    return np.clip((radius - np.hypot(_X - x, _Y - y)) / soft + 0.5, 0, 1)
+    return np.asarray(np.clip((radius - np.hypot(_X - x, _Y - y)) / soft + 0.5, 0, 1))
 
 
 def _glow(x: float, y: float, radius: float) -> Canvas:
@@ -49,7 +50,7 @@ def _ridge(rng: np.random.Generator, height: float, swing: float, waves: float) 
 
 
 def _below(line: Canvas) -> Canvas:
-    return np.clip((_Y - line) * _SIDE * 0.5 + 0.5, 0, 1)
+    return np.asarray(np.clip((_Y - line) * _SIDE * 0.5 + 0.5, 0, 1))
 
 
 def _clouds(rng: np.random.Generator, canvas: Canvas, highest: float = 0.32) -> Canvas:
@@ -79,7 +80,7 @@ def _studio(rng: np.random.Generator, name: str) -> Canvas:
         base = base * {"black": 0.9, "brown": 1.05, "white": 0.97}[name]
     light = _glow(rng.uniform(0.35, 0.65), rng.uniform(0.25, 0.45), rng.uniform(0.4, 0.55))[..., None]
     floor = np.clip((_Y - 0.78) / 0.4, 0, 1)[..., None]
-    return np.clip(base * (0.8 + 0.24 * light) + 0.07 * light - 0.1 * floor * base, 0, 1)
+    return np.asarray(np.clip(base * (0.8 + 0.24 * light) + 0.07 * light - 0.1 * floor * base, 0, 1))
 
 
 def _meadow(rng: np.random.Generator) -> Canvas:

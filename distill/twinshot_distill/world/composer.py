@@ -82,7 +82,7 @@ def _feet(sprites: NDArray[np.uint8]) -> NDArray[np.float32]:
         rows = np.flatnonzero(alpha.any(1))
         columns = np.flatnonzero(alpha[int(rows[-1] * 0.8) :].any(0))
         feet[index] = rows[-1], (columns[0] + columns[-1]) / 2, (columns[-1] - columns[0]) / 2
-    return feet / SPRITE_PX
+    return feet / np.float32(SPRITE_PX)
 
 
 class Composer:

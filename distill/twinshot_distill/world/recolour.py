@@ -6,12 +6,14 @@ whose hue lies near the sprite's chroma-weighted main hue move; the others (a le
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from twinshot_distill.world.vocabulary import COLORS
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 
 _LMS = np.array(

@@ -49,8 +49,8 @@ def load_sprites() -> NDArray[np.uint8]:
 
 
 def _variants() -> list[tuple[int, str | None]]:
-    colored = [(i, c) for i, entry in enumerate(OBJECTS) for c in entry.colors]
-    return [(i, None) for i in range(len(OBJECTS))] + colored
+    natural: list[tuple[int, str | None]] = [(index, None) for index in range(len(OBJECTS))]
+    return natural + [(index, color) for index, entry in enumerate(OBJECTS) for color in entry.colors]
 
 
 VARIANTS: tuple[tuple[int, str | None], ...] = tuple(_variants())

@@ -24,7 +24,8 @@ NAMES = [entry.name for entry in OBJECTS]
 @pytest.mark.parametrize("name", [*BACKGROUNDS, "wild"])
 def test_every_background_is_drawn(name: str) -> None:
     drawn = background(np.random.default_rng(0), 48, name)
-    assert drawn.shape == (48, 48, 3) and drawn.dtype == np.uint8
+    assert drawn.shape == (48, 48, 3)
+    assert drawn.dtype == np.uint8
 
 
 def test_an_unknown_background_is_refused() -> None:
@@ -38,7 +39,8 @@ def test_the_same_seed_gives_the_same_pictures() -> None:
         return training_picture(np.random.default_rng(1), SpriteBank(), pool, 64, 0.1)
 
     first, second = draw(), draw()
-    assert (first[0] == second[0]).all() and (first[1] == second[1]).all()
+    assert (first[0] == second[0]).all()
+    assert (first[1] == second[1]).all()
 
 
 def test_faults_leave_no_labels() -> None:
@@ -66,7 +68,9 @@ def test_erasing_takes_the_share_it_was_asked_for() -> None:
 
 def test_twins_are_the_colours_one_would_name() -> None:
     twins = find_twins(SpriteBank())
-    assert twins["apple"] == "red" and twins["banana"] == "yellow" and "zebra" not in twins
+    assert twins["apple"] == "red"
+    assert twins["banana"] == "yellow"
+    assert "zebra" not in twins
 
 
 def test_perfect_maps_decode_to_their_labels() -> None:
@@ -91,4 +95,5 @@ def test_augmenting_and_learning_run_on_an_empty_batch_of_labels() -> None:
     pictures, labels = torch.rand(4, 3, 128, 128), torch.full((4, 5, 5), -1.0)
     pictures, labels = augment(pictures, labels, torch.Generator().manual_seed(0))
     loss = detection_loss(Detector(len(NAMES), 16)(pictures), make_targets(labels), color_choices({}))
-    assert pictures.shape == (4, 3, 128, 128) and torch.isfinite(loss)
+    assert pictures.shape == (4, 3, 128, 128)
+    assert torch.isfinite(loss)
