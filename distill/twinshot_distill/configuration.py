@@ -79,11 +79,11 @@ SCHEDULER: dict[str, Any] = {
 class World:
     """How much data is prepared: scenes with captions, pictures a background, latents in the pool."""
 
-    scenes: int = 700_000
-    scene_variations: int = 64
+    scenes: int = 250_000
+    scene_variations: int = 32
     plain_variations: int = 12
-    pool: int = 65_536
-    refresh: int = 64
+    pool: int = 32_768
+    refresh: int = 32
     workers: int = 16
 
 
@@ -91,7 +91,7 @@ class World:
 class AutoencoderSettings:
     """Stage 1."""
 
-    seconds: float = 170
+    seconds: float = 100
     batch: int = 64
     learning_rate: float = 8e-4
     ema: float = 0.995
@@ -103,12 +103,12 @@ class AutoencoderSettings:
 class FlowSettings:
     """Stage 2: flow matching, text encoder and transformer together."""
 
-    seconds: float = 760
-    batch: int = 768
+    seconds: float = 255
+    batch: int = 512
     learning_rate: float = 1.5e-3
     final_share: float = 0.03
-    warm_up: int = 300
-    ema: float = 0.9985
+    warm_up: int = 150
+    ema: float = 0.998
     caption_drop: float = 0.1
     long_share: float = 0.1
 
@@ -117,12 +117,12 @@ class FlowSettings:
 class TwinFlowSettings:
     """Stage 3: the transformer alone; `batch` is split evenly into the four row groups."""
 
-    seconds: float = 420
+    seconds: float = 60
     batch: int = 512
     learning_rate: float = 3e-4
     final_share: float = 0.05
-    warm_up: int = 300
-    ema: float = 0.998
+    warm_up: int = 80
+    ema: float = 0.995
     teacher_ema: float = 0.99
     order: int = 2
     guidance: float = 1.0

@@ -21,7 +21,10 @@ _LIBRARIES = ("torch", "transformers", "safetensors", "fastapi", "uvicorn")
 def collect(settings: Settings, progress: Progress) -> dict[str, dict[str, object]]:
     """Facts by section. Loads the checkpoint to tell about it; raises CheckpointError."""
     info = load_engine(settings, progress).info
-    model = asdict(info) | {"sizes": [f"{width}x{height}" for width, height in info.sizes]}
+    model = asdict(info) | {
+        "sizes": [f"{width}x{height}" for width, height in info.sizes],
+        "load_seconds": round(info.load_seconds, 2),
+    }
     return {
         "model": model,
         "versions": {
@@ -43,10 +46,18 @@ def as_text(facts: dict[str, dict[str, object]]) -> str:
     return "\n\n".join(sections)
 
 
+def _counts_up(values: Sequence[object]) -> bool:
+    """Whether these are three or more whole numbers without a gap."""
+    first = values[0] if len(values) > 2 else None
+    return isinstance(first, int) and list(values) == list(range(first, first + len(values)))
+
+
 def _in_words(value: object) -> str:
     """One line for any fact."""
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {_in_words(each)}" for key, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if _counts_up(value):
+            return f"{value[0]} to {value[-1]}"
         return ", ".join(map(_in_words, value))
     return str(value)

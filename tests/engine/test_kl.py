@@ -1,5 +1,6 @@
 """The autoencoder against diffusers' own."""
 
+import copy
 from typing import Any
 
 import diffusers
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from twinshot_engine.vae import AutoencoderKL, KLConfig, KLDecoder
+from twinshot_engine.vae.folding import fold_upsamplers
+from twinshot_engine.vae.kl_blocks import Upsampler
 
 SMALL = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -92,3 +95,18 @@ def test_absent_keys_take_diffusers_defaults() -> None:
     assert (ours.use_quant_conv, ours.scaling_factor) == (theirs.use_quant_conv, theirs.scaling_factor)
     assert (ours.latent_channels, ours.layers_per_block) == (theirs.latent_channels, theirs.layers_per_block)
     assert ours.block_out_channels == tuple(theirs.block_out_channels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (8, 8)])
+def test_folded_upsamplers_draw_the_same_pixels(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    config = KLConfig(
+        latent_channels=4, block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4
+    )
+    plain = KLDecoder(config).eval().double()
+    folded = copy.deepcopy(plain)
+    fold_upsamplers(folded.decoder)
+    assert not any(isinstance(module, Upsampler) for module in folded.modules())
+    latents = torch.randn(2, 4, height, width, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded.decode(latents), plain.decode(latents), rtol=1e-10, atol=1e-10)

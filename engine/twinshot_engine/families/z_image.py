@@ -21,6 +21,7 @@ from twinshot_engine.text import TextEncoder
 from twinshot_engine.text.qwen3 import build_model, is_used, place_model
 from twinshot_engine.transformer import SingleStreamConfig, SingleStreamTransformer
 from twinshot_engine.vae import KLConfig, KLDecoder
+from twinshot_engine.vae.folding import fold_upsamplers
 from twinshot_engine.weights import load_weights, weight_names
 
 _SECOND_EMBEDDER = "t_embedder_2."
@@ -98,6 +99,8 @@ def _load_decoder(checkpoint: Checkpoint, placement: Placement) -> KLDecoder:
         placement,
         keep=lambda name: not name.startswith(KLDecoder.ENCODER_PARAMETERS),
     )
+    if placement.device.type == "cpu":  # measured here alone; see the module
+        fold_upsamplers(decoder.decoder)
     convert_conv2d_weight_memory_format(decoder, torch.channels_last)
     return decoder
 

@@ -1,0 +1,244 @@
+"""The trainer's parts on small inputs, and what the exported folder promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from twinshot_distill.autoencoder import new_autoencoder, psnr, reconstruction_loss
+from twinshot_distill.configuration import Run, TwinFlowSettings, changed
+from twinshot_distill.dataset import LONG, SHORT, LatentPool, build_corpus
+from twinshot_distill.denoiser import Condition, Denoiser, empty_captions
+from twinshot_distill.export import export
+from twinshot_distill.flow_matching import draw_times, drop_captions
+from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
+from twinshot_distill.tokenizer import LONGEST, build_tokenizer, templated
+from twinshot_distill.twinflow import TwinFlow, draw_rows
+from twinshot_distill.world.captions import caption
+from twinshot_distill.world.composer import Composer
+from twinshot_distill.world.scenes import sample_training_scene
+from twinshot_engine.config import EngineConfig
+from twinshot_engine.engine import Engine
+from twinshot_engine.types import GenerateRequest
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer("cpu", scene_variations=1, plain_variations=1)
+
+
+def test_tokenizer_is_reproducible_and_ignores_case(
+    tokenizer: PreTrainedTokenizerFast, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    build_tokenizer(tmp_path)
+    again, first = ((folder / "tokenizer.json").read_bytes() for folder in (tmp_path, tokenizer_folder))
+    assert again == first
+    assert tokenizer("A RED Car").input_ids == tokenizer("a red car").input_ids
+    assert tokenizer.decode(tokenizer("ein Igel 🦔").input_ids) == "ein igel 🦔"
+
+
+def test_template_is_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    turn = [{"role": "user", "content": "a dog"}]
+    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert chat == templated("a dog")
+
+
+def test_captions_fit_their_buckets(tokenizer: PreTrainedTokenizerFast) -> None:
+    rng = Random(5)
+    scenes = [sample_training_scene(rng) for _ in range(500)]
+    longest = max(len(tokenizer(templated(caption(rng, scene))).input_ids) for scene in scenes)
+    wordiest = max(len(tokenizer(templated(caption(rng, scene, wordy=True))).input_ids) for scene in scenes)
+    assert longest <= SHORT < wordiest <= LONG == LONGEST
+
+
+def test_corpus_repeats_by_seed_whatever_the_workers(tokenizer_folder: Path) -> None:
+    one = build_corpus(tokenizer_folder, 60, seed="a", workers=1)
+    two = build_corpus(tokenizer_folder, 60, seed="a", workers=2)
+    other = build_corpus(tokenizer_folder, 60, seed="b", workers=1)
+    assert len(one) == 60
+    assert np.array_equal(one.short, two.short)
+    assert np.array_equal(one.scenes.boxes, two.scenes.boxes)
+    assert not np.array_equal(one.short, other.short)
+
+
+def test_pool_replaces_its_oldest_latents_first(tokenizer_folder: Path, composer: Composer) -> None:
+    corpus = build_corpus(tokenizer_folder, 12, seed="a", workers=1)
+    pool = LatentPool(corpus, composer, new_autoencoder().eval(), 6, 2, compiled=False)
+    before = pool._latents.clone()
+    pool.refresh()
+    kept = (pool._latents == before).flatten(1).all(1)
+    assert kept.tolist() == [False, False, True, True, True, True]
+    latents, captions = pool.sample(5, LONG)
+    assert latents.shape == (5, 8, 32, 32)
+    assert captions.tokens.shape == (5, LONG)
+    assert (captions.lengths > SHORT - 1).all()
+
+
+def test_reconstruction_loss_and_psnr_know_a_perfect_copy() -> None:
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert reconstruction_loss(pictures, pictures) == 0
+    assert reconstruction_loss(pictures + 0.1, pictures) > reconstruction_loss(pictures + 0.01, pictures)
+    assert psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2)).item() == pytest.approx(
+        20.0, abs=1e-4
+    )
+
+
+def test_rows_have_the_papers_four_groups() -> None:
+    torch.manual_seed(0)
+    x, fake = torch.zeros(400, 1, 1, 1), torch.ones(100, 1, 1, 1)
+    rows = draw_rows(x, fake)
+    e2e, mul, anywhere, adv = (slice(k * 100, (k + 1) * 100) for k in range(4))
+    assert (rows.t[e2e] == 1).all()
+    assert (rows.r[e2e] == 0).all()
+    assert ((rows.r <= rows.t) & (rows.r >= 0.949 * rows.t))[mul].all()
+    assert ((rows.r >= 0) & (rows.r <= rows.t))[anywhere].all()
+    assert 20 < (rows.r[anywhere] == 0).sum() < 80
+    assert ((rows.t == rows.r) & (rows.t < 0))[adv].all()
+    assert rows.x[adv].eq(1).all()
+    assert rows.x[: 3 * 100].eq(0).all()
+
+
+def test_times_of_flow_matching_cover_the_path() -> None:
+    torch.manual_seed(0)
+    t = draw_times(4000, torch.device("cpu"))
+    assert 0 < t.min() < 0.05
+    assert 0.95 < t.max() < 1
+    assert 0.5 < t.mean() < 0.6
+
+
+def test_dropped_captions_become_the_empty_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    empty = empty_captions(tokenizer, 3, SHORT, torch.device("cpu"))
+    assert tokenizer.decode(empty.tokens[0, : empty.lengths[0]]) == templated("")
+    other = empty._replace(tokens=empty.tokens + 1, lengths=empty.lengths + 1)
+    assert torch.equal(drop_captions(other, empty, 1.0).tokens, empty.tokens)
+    assert torch.equal(drop_captions(other, empty, 0.0).lengths, other.lengths)
+
+
+def test_one_twinflow_step_trains_the_student_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    twin = TwinFlow(Denoiser(), tokenizer, TwinFlowSettings(batch=4), compiled=False)
+    # Fresh models predict zero; a little noise makes every term matter.
+    for model in (twin.student, twin.teacher.module, twin.frozen):
+        for parameter in model.parameters():
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
+    others = [
+        parameter
+        for model in (twin.teacher.module, twin.frozen, twin.text)
+        for parameter in model.parameters()
+    ]
+    condition = Condition(torch.randn(4, SHORT, 192), torch.full((4,), 20))
+    terms = twin.loss(torch.randn(4, 8, 32, 32), condition, condition[slice(0, 2)])
+    assert set(terms) == {"base", "adv", "rectify"}
+    assert all(torch.isfinite(term) and term > 0 for term in terms.values())
+    torch.autograd.backward(sum(terms.values()))
+    assert all(parameter.grad is None for parameter in others)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in twin.student.layers.parameters())
+
+
+def test_matrices_of_blocks_go_to_muon() -> None:
+    model = Denoiser()
+    matrices, others = block_matrices(model)
+    assert len(matrices) + len(others) == len(list(model.parameters()))
+    assert len(matrices) == 10 * 7 + 3 * 7
+    assert all(matrix.ndim == 2 for matrix in matrices)
+
+
+def test_optimizer_lowers_a_loss_and_averages_follow() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 4)
+    average = Average(layer, 0.9)
+    optimizer = Optimizer([layer.weight], [layer.bias], learning_rate=0.2, warm_up=2)
+    inputs = torch.randn(64, 4)
+    history = []
+    for step in range(60):
+        loss = (layer(inputs) - inputs.flip(1)).square().mean()
+        history.append(float(loss.detach()))
+        optimizer.step(loss, step, step / 60)
+        average.update()
+    assert history[-1] < 0.2 * history[0]
+    assert (average.module.weight - layer.weight).abs().max() < 0.2
+    assert not average.module.weight.requires_grad
+
+
+def test_clock_does_not_count_the_first_steps() -> None:
+    clock = Clock("test", seconds=0.05)
+    steps = list(clock.steps())
+    assert len(steps) >= 3
+    assert clock.progress == 1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("flow.bach=3", "flow.bach=3"),
+        ("flow", "flow"),
+        ("nothing.batch=3", "nothing.batch"),
+        ("flow.batch=many", "'many'.*int"),
+        ("flow.batch=1.5", "'1.5'.*int"),
+    ],
+)
+def test_unknown_settings_are_named(assignment: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        changed(Run(), [assignment])
+
+
+def test_settings_can_be_changed() -> None:
+    run = changed(Run(), ["flow.batch=7", "twinflow.ema=.5"])
+    assert (run.flow.batch, run.twinflow.ema) == (7, 0.5)
+    assert run.world == Run().world
+
+
+def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export(tmp_path, new_autoencoder(), Denoiser())
+    engine = Engine.load(EngineConfig(str(tmp_path), device="cpu"))
+    assert engine.info.name == "twinshot-miniature"
+    assert engine.info.sizes[0] == (256, 256)
+    assert engine.generate([GenerateRequest("a dog", 1)]).images.shape == (1, 256, 256, 3)
+
+
+def test_training_never_reads_the_verifier() -> None:
+    """The judge is frozen and apart: not even an import leads from the trainer to it."""
+    program = (
+        "import sys, twinshot_distill.train\n"
+        "found = [name for name in sys.modules if name.startswith('twinshot_distill.verifier')]\n"
+        "sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_rehearsal_runs_every_stage_and_resumes(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "twinshot_distill.train",
+        str(tmp_path),
+        "--rehearsal",
+        "--device",
+        "cpu",
+    ]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "checkpoint" / "model_index.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "stage" not in again.stdout
