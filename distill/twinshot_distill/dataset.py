@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -87,6 +87,16 @@ def build_corpus(tokenizer: Path, count: int, *, seed: str, workers: int) -> Cor
     )
     names = ("short", "short_lengths", "long", "long_lengths")
     return Corpus(scenes, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class LatentSource(Protocol):
+    """What stages 2 and 3 draw their batches from."""
+
+    def refresh(self) -> None:
+        """Renew some of the latents."""
+
+    def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
+        """Random latents [count, C, 32, 32] and their captions in the bucket `width`."""
 
 
 def frozen_encode(encoder: AutoencoderKL, *, compiled: bool) -> Callable[[Tensor], Tensor]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from statistics import mean, median
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -156,7 +156,9 @@ def main(
         if split not in ("seen", "unseen"):
             raise typer.BadParameter(f"{split!r} is not 'seen' or 'unseen'", param_hint="--combinations")
         for number in steps or [1]:
-            rows += evaluate(engine, verifier, method=method, steps=number, split=split, count=count)  # type: ignore[arg-type]
+            rows += evaluate(
+                engine, verifier, method=method, steps=number, split=cast("Split", split), count=count
+            )
             if out is not None:
                 out.write_text(json.dumps(rows, indent=1) + "\n")
     _print(rows)

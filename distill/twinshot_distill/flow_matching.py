@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.configuration import FlowSettings
-from twinshot_distill.dataset import Captions, LatentPool
+from twinshot_distill.dataset import Captions, LatentSource
 from twinshot_distill.denoiser import Denoiser, bind, bucket, compile_blocks, empty_captions
 from twinshot_distill.losses import flow_matching, mix
 from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
@@ -31,7 +31,7 @@ def drop_captions(captions: Captions, empty: Captions, share: float) -> Captions
 
 
 def train_flow(
-    pool: LatentPool,
+    pool: LatentSource,
     tokenizer: PreTrainedTokenizerFast,
     settings: FlowSettings,
     *,

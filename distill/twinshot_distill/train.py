@@ -179,13 +179,15 @@ class _NoisePool:
 def fill_compilation_cache(out: Path, run: Run, device: torch.device) -> None:
     """Compile the shapes of stages 2 and 3, so that a process that trains them later finds them on disk."""
     trainer, pool = Trainer(out, run, device), _NoisePool(device)
-    options = {"device": device, "compiled": run.compiled}
     encoder = frozen(new_autoencoder(), device)
-    frozen_encode(encoder, compiled=run.compiled)(torch.randn(run.world.refresh, 3, 256, 256, device=device))
+    pictures = torch.randn(run.world.refresh, 3, 256, 256, device=device)
+    frozen_encode(encoder, compiled=run.compiled)(pictures)
     trainer.say("encoder compiled")
-    flow = train_flow(pool, trainer.tokenizer, replace(run.flow, seconds=2, long_share=0.5), **options)  # type: ignore[arg-type]
+    brief = replace(run.flow, seconds=2, long_share=0.5)
+    flow = train_flow(pool, trainer.tokenizer, brief, device=device, compiled=run.compiled)
     trainer.say("stage 2 compiled")
-    train_twinflow(flow, pool, trainer.tokenizer, replace(run.twinflow, seconds=2, long_share=0.5), **options)  # type: ignore[arg-type]
+    briefer = replace(run.twinflow, seconds=2, long_share=0.5)
+    train_twinflow(flow, pool, trainer.tokenizer, briefer, device=device, compiled=run.compiled)
     trainer.say("stage 3 compiled")
 
 

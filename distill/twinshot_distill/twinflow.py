@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill import losses
 from twinshot_distill.configuration import TwinFlowSettings
-from twinshot_distill.dataset import LatentPool
+from twinshot_distill.dataset import LatentSource
 from twinshot_distill.denoiser import (
     Condition,
     Denoiser,
@@ -143,7 +143,7 @@ class TwinFlow:
 
 def train_twinflow(
     flow: Denoiser,
-    pool: LatentPool,
+    pool: LatentSource,
     tokenizer: PreTrainedTokenizerFast,
     settings: TwinFlowSettings,
     *,
