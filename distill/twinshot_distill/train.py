@@ -38,9 +38,11 @@ _SHORTEST_STAGE = 60.0
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path
-    )
+    """Save in one move: a resumed run trusts every file it finds."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(state, partial)
+    partial.replace(path)
 
 
 def frozen(autoencoder: AutoencoderKL, device: torch.device) -> AutoencoderKL:
@@ -119,7 +121,7 @@ class Trainer:
                 compiled=self.run.compiled,
             )
             _save(trained, path)
-            self._preview(trained, autoencoder, "flow", (24,))
+            self._preview(trained, autoencoder, "flow", 24)
             export(self.out / "flow_checkpoint", autoencoder, trained)
         return self._denoiser(path)
 
@@ -141,7 +143,7 @@ class Trainer:
                 compiled=self.run.compiled,
             )
             _save(trained, path)
-            self._preview(trained, autoencoder, "twinflow", (1,))
+            self._preview(trained, autoencoder, "twinflow", 1)
         return self._denoiser(path)
 
     def _denoiser(self, path: Path) -> Denoiser:
@@ -149,14 +151,10 @@ class Trainer:
         model.load_state_dict(load_file(path))
         return model.to(self.device)
 
-    def _preview(
-        self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: tuple[int, ...]
-    ) -> None:
-        for count in steps:
-            latents = sample_flow(
-                model, self.tokenizer, preview_prompts(self.run.previews), steps=count, guidance=2.0
-            )
-            save_sheet(self.out / f"{name}_{count}.webp", autoencoder, latents)
+    def _preview(self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: int) -> None:
+        prompts = preview_prompts(self.run.previews)
+        latents = sample_flow(model, self.tokenizer, prompts, steps=steps, guidance=2.0)
+        save_sheet(self.out / f"{name}_{steps}.webp", autoencoder, latents)
 
 
 class _NoisePool:

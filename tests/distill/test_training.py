@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from twinshot_distill import train
 from twinshot_distill.autoencoder import new_autoencoder, psnr, reconstruction_loss
 from twinshot_distill.configuration import Run, TwinFlowSettings, changed
 from twinshot_distill.dataset import LONG, SHORT, LatentPool, build_corpus
@@ -242,3 +243,16 @@ def test_rehearsal_runs_every_stage_and_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "stage" not in again.stdout
+
+
+def test_an_interrupted_save_leaves_nothing_a_resumed_run_would_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(_state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(train, "save_file", fill_the_disk)
+    with pytest.raises(OSError, match="no space"):
+        train._save(torch.nn.Linear(1, 1), tmp_path / "flow.safetensors")
+    assert not (tmp_path / "flow.safetensors").exists()

@@ -1,6 +1,6 @@
 """Train the detector, calibrate it, measure it and freeze it.
 
-    python -m twinshot_distill.verifier.train
+    python -m twinshot_distill.verifier.train --out FOLDER
 
 About twenty minutes on one CPU core. Writes `verifier.safetensors`, `verifier.json` and
 `README.md`; run it before a generator is trained, never after one was judged.
@@ -102,17 +102,22 @@ def main(
     steps: Annotated[int, typer.Option(help="optimiser steps")] = _TRAIN.steps,
     scenes: Annotated[int, typer.Option(help="training pictures")] = _DATA.scenes,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
-    out: Annotated[Path, typer.Option(help="where the frozen verifier goes")] = FOLDER,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the verifier; needed to train, else the shipped one")
+    ] = None,
     cache: Annotated[Path, typer.Option(help="where rendered pictures are kept")] = _CACHE,
     remeasure: Annotated[bool, typer.Option(help="measure the frozen verifier again, train nothing")] = False,
 ) -> None:
     """Train, freeze, calibrate, measure; or measure the frozen verifier again."""
     torch.set_num_threads(threads)
     if not remeasure:
+        if out is None:
+            raise typer.BadParameter("name a folder, so that the shipped verifier stays", param_hint="--out")
         _train_and_freeze(steps, scenes, out, cache)
+    folder = out or FOLDER
     with console.status("measuring"):
-        write_report(out, measure(Verifier.load(out)))
-    console.print(f"frozen in {out}")
+        write_report(folder, measure(Verifier.load(folder)))
+    console.print(f"frozen in {folder}")
 
 
 def _train_and_freeze(steps: int, scenes: int, out: Path, cache: Path) -> None:

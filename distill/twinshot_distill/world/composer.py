@@ -98,16 +98,11 @@ class Composer:
         *,
         scene_variations: int = 64,
         plain_variations: int = 12,
-        first_seed: int = 0,
         workers: int = 1,
     ) -> None:
         self.device = torch.device(device)
         self._counts = [plain_variations if n in COLORS else scene_variations for n in BACKGROUNDS]
-        jobs = [
-            (n, first_seed + k)
-            for n, count in zip(BACKGROUNDS, self._counts, strict=True)
-            for k in range(count)
-        ]
+        jobs = [(n, k) for n, count in zip(BACKGROUNDS, self._counts, strict=True) for k in range(count)]
         names, seeds = zip(*jobs, strict=True)
         if workers > 1:
             with ProcessPoolExecutor(workers) as pool:
