@@ -50,6 +50,10 @@ class FakeEngine:
     def warm(self) -> None:
         pass
 
+    def forget_warm_up(self) -> None:
+        self.batches.clear()
+        self.busy.clear()
+
     def validate(self, request: GenerateRequest) -> None:
         if (request.width, request.height) not in self.info.sizes:
             size = f"{request.width}x{request.height}"

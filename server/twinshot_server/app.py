@@ -39,9 +39,9 @@ def create_app(
 ) -> FastAPI:
     """The whole HTTP server as an ASGI application.
 
-    Without an `engine`, engines are processes of their own, started with the application as `settings` describe;
-    until one is ready `/readyz` answers 503. A given `engine` runs on a thread of this process, as does then the
-    encoder. Raises SettingsError if API keys cannot be read.
+    Without an `engine`, engines are processes of their own, started with the application as `settings`
+    describe; until one is ready `/readyz` answers 503. A given `engine` runs on a thread of this process, as
+    does then the encoder. Raises SettingsError if API keys cannot be read.
     """
     settings = settings or Settings()
     ring = KeyRing.load(settings)
@@ -89,7 +89,7 @@ def _make_dispatcher(settings: Settings, engine: ImageEngine | None, metrics: Me
     if engine is not None:
         worker = _engine_thread(settings, arena, engine)
         return Dispatcher(settings, arena, [worker], _encoder_thread(arena), metrics)
-    options = settings.model_dump_json(exclude={"api_keys", "admin_key"}, exclude_unset=False)
+    options = settings.model_dump_json(exclude={"api_keys", "admin_key"})
     engines = [_engine_process(arena, options) for _ in range(settings.replicas)]
     return Dispatcher(settings, arena, engines, lambda: ProcessChild("encoder", arena, options), metrics)
 

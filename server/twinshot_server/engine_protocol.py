@@ -23,8 +23,8 @@ LOADING_ERRORS = (CheckpointError, SettingsError)
 class ImageEngine(Protocol):
     """What the server needs of an engine; `twinshot_engine.engine.Engine` is one.
 
-    An engine that takes adapters also has `adapters` (the names of those loaded), `load_adapter(name, source)`
-    and `unload_adapter(name)`, which raise InvalidRequestError.
+    An engine that takes adapters also has `adapters` (the names of those loaded), and
+    `load_adapter(name, source)` and `unload_adapter(name)`, which raise InvalidRequestError.
     """
 
     @property

@@ -1,7 +1,7 @@
 """Everything that can go wrong, told in one of two forms.
 
-Under `/v1` it is OpenAI's: `{"error": {"message", "type", "param", "code"}}`. Elsewhere it is a problem detail
-(RFC 9457) with the members `code`, `param` and `request_id` of our own.
+Under `/v1` it is OpenAI's: `{"error": {"message", "type", "param", "code"}}`. Elsewhere it is a problem
+detail (RFC 9457) with the members `code`, `param` and `request_id` of our own.
 """
 
 from __future__ import annotations
@@ -160,9 +160,7 @@ def _explain(error: HTTPException) -> str:
 
 
 _TELLING: dict[type[Exception], Callable[[Any], ApiError]] = {
-    InvalidRequestError: lambda error: ApiError(
-        422, "invalid_request", str(error), param=_param(str(error))
-    ),
+    InvalidRequestError: lambda error: ApiError(422, "invalid_request", str(error), param=_param(str(error))),
     RefusedError: lambda error: with_retry(429, error.code, str(error), error.retry_after),
     NotReadyError: lambda error: with_retry(503, "not_ready", str(error), error.retry_after),
     StoppingError: lambda error: with_retry(503, "not_ready", str(error), 1.0),

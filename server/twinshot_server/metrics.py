@@ -45,6 +45,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._model = "none"
+        self._sizes: set[tuple[int, ...]] = set()
         self._requests = self._counter(
             "requests", "Requests for pictures, by how they ended.", "model", "outcome", "key"
         )
@@ -99,12 +100,11 @@ class Metrics:
         for place, state in enumerate(("allocated", "reserved")):
             memory.labels(state).set_function(_gpu_bytes(dispatcher, place))
         if vllm_names:
-            self._vllm("vllm:num_requests_waiting", lambda: dispatcher.waiting)
-            self._vllm("vllm:num_requests_running", lambda: dispatcher.running)
+            dispatcher.ready.add_done_callback(lambda _ready: self._show_vllms_names(dispatcher))
 
     def describe_engine(self, info: EngineInfo) -> None:
         """Name the loaded model in every later sample."""
-        self._model = info.name
+        self._model, self._sizes = info.name, {tuple(size) for size in info.sizes}
         self._load.labels(info.name).set(info.load_seconds)
         self._build.labels(__version__, info.torch_version, info.family, info.device, info.precision).set(1)
 
@@ -122,8 +122,8 @@ class Metrics:
 
     def count_image(self, size: Size, times: StageTimes) -> None:
         """One picture was drawn and encoded; `times` includes the encoding."""
-        width, height = size
-        self._images.labels(self._model, f"{width}x{height}").inc()
+        label = f"{size[0]}x{size[1]}" if size in self._sizes else "other"
+        self._images.labels(self._model, label).inc()
         for stage, seconds in asdict(times).items():
             self._stage.labels(self._model, stage).observe(seconds)
 
@@ -151,9 +151,11 @@ class Metrics:
     def _read(self, name: str, text: str, value: Callable[[], float]) -> None:
         self._gauge(name, text).set_function(value)
 
-    def _vllm(self, name: str, value: Callable[[], float]) -> None:
-        gauge = Gauge(name, "As twinshot's own, for routers.", ["model_name"], registry=self.registry)
-        gauge.labels("twinshot").set_function(value)
+    def _show_vllms_names(self, dispatcher: Dispatcher) -> None:
+        for state in ("waiting", "running"):
+            name, text = f"vllm:num_requests_{state}", f"The same as twinshot_requests_{state}."
+            gauge = Gauge(name, text, ["model_name"], registry=self.registry)
+            gauge.labels(self._model).set_function(lambda state=state: getattr(dispatcher, state))
 
 
 def _gpu_bytes(dispatcher: Dispatcher, place: int) -> Callable[[], float]:

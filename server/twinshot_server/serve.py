@@ -50,8 +50,8 @@ def run_server(settings: Settings) -> None:
 class DrainingServer(uvicorn.Server):
     """Stops in two steps on SIGTERM: first unready and still serving, then finishing what was accepted.
 
-    In Kubernetes requests still arrive for seconds after SIGTERM, so closing the listener at once would fail them.
-    SIGINT, or a second SIGTERM, skips the first step.
+    In Kubernetes requests still arrive for seconds after SIGTERM, so closing the listener at once would fail
+    them. SIGINT, or a second SIGTERM, skips the first step.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -59,7 +59,7 @@ class DrainingServer(uvicorn.Server):
         self._service = service
         self._draining: asyncio.Task[None] | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """A signal came."""
         asks_twice = self._draining is not None
         if sig == signal.SIGINT or asks_twice or self._service.dispatcher.info is None:

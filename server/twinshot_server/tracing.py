@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_PACKAGES = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 _STAGES = ("queue", "text", "denoise", "decode", "encode")
 
 

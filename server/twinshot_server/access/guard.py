@@ -15,13 +15,13 @@ from twinshot_server.errors import ApiError, error_response
 _GUARDED = ("/generate", "/realtime", "/v1/", "/admin/")
 _COUNTED = ("/generate", "/v1/images/")
 KEY_PROTOCOL = "twinshot.key."
-"""Browsers cannot set headers of a WebSocket: this and the key in base64url are a subprotocol they may ask for."""
+"""Browsers cannot set headers of a WebSocket; this and the key in base64url can be a subprotocol."""
 
 
 class Guard:
     """Lets through who may pass; `scope["state"]["caller"]` names the caller.
 
-    A key comes as `Authorization: Bearer <key>` or `X-API-Key: <key>`. What calls under `/admin` need is a key
+    A key comes as `Authorization: Bearer <key>` or `X-API-Key: <key>`. Calls under `/admin` need a key
     that is marked for it.
     """
 

@@ -78,9 +78,9 @@ class LimitBody:
 class Observe:
     """Gives each request its `X-Request-Id` and the headers that protect browsers, and tells how it ended.
 
-    A client's own `X-Request-Id` of 1 to 64 letters, digits, dots, dashes or underscores is kept. What routes put
-    into `scope["state"]["facts"]` is logged with the request; `outcome` there is the status that a stream,
-    which begins with 200, ended with.
+    A client's own `X-Request-Id` of 1 to 64 letters, digits, dots, dashes or underscores is kept. What routes
+    put into `scope["state"]["facts"]` is logged with the request; `outcome` there is the status that a
+    stream, which begins with 200, ended with.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer) -> None:

@@ -76,10 +76,18 @@ class EngineWorker:
 
     def run(self) -> None:
         """Load, then draw. Raises BrokenEngineError."""
-        with contextlib.suppress(_HungUpError):
-            engine = self._prepare()
-            if engine is None:
-                return
+        try:
+            self._serve()
+        except _HungUpError:
+            pass
+        finally:
+            # Closing would not do: the thread that reads holds the socket open, in its sleep.
+            with contextlib.suppress(OSError):
+                self._stream.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        engine = self._prepare()
+        if engine is not None:
             threading.Thread(target=self._read, args=[engine], name="read", daemon=True).start()
             while order := self._orders.get():
                 if isinstance(order, Draw):

@@ -76,16 +76,16 @@ class Supervisor:
             self._child.kill()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """End the child, by hanging up first, and the supervision."""
+        """Hang up, which ends the child, and wait for it; one that takes longer than `patience` is killed."""
         self._stopping = True
+        if self._task is None:
+            return
         if self._channel is not None:
             self._channel.close()
-        if self._child is not None:
-            await asyncio.to_thread(self._child.wait, patience)
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task}, timeout=patience + 5)
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
 
     async def _supervise(self) -> None:
         while not await self._run_once():
@@ -110,9 +110,9 @@ class Supervisor:
                 hopeless = self._listener.received(await channel.receive()) or hopeless
         self._channel = None
         channel.close()
-        reason = await asyncio.to_thread(child.wait, 5.0)
+        reason = await asyncio.to_thread(child.wait, 2.0)
         self._child = None
         if not self._stopping:
             _log.log(20 if hopeless else 40, "child ended", child=self._name, reason=reason)
-            self._listener.lost(reason)
+        self._listener.lost(reason)
         return hopeless

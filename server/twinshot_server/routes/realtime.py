@@ -82,8 +82,7 @@ class Session:
             fields = _parse(message.get("text"))
             number = _Id.model_validate({"id": fields.pop("id", None)}).id
             body = GenerateBody.model_validate({"format": ImageFormat.JPEG, **fields})
-            if body.n != 1 or body.stream:
-                raise ApiError(422, "invalid_request", "n and stream have no meaning here.", param="n")
+            _check_single(body)
         except ValidationError as error:
             sentence, field = describe(error.errors(), GenerateBody)
             await self._tell_error(number, ApiError(422, "invalid_request", sentence, param=field))
@@ -146,6 +145,13 @@ class Session:
     async def _tell_error(self, number: int | None, error: ApiError) -> None:
         problem = error_body("/realtime", self._websocket.state.request_id, error)
         await self._websocket.send_text(json.dumps({"type": "error", "id": number, "problem": problem}))
+
+
+def _check_single(body: GenerateBody) -> None:
+    if body.n != 1 or body.stream:
+        raise ApiError(
+            422, "invalid_request", "n and stream: leave them out, a frame is one picture.", param="n"
+        )
 
 
 def _parse(text: str | None) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class CostTable:
         return self._known.get(key) or self._scaled(key)
 
     def best_batch(self, size: Size, steps: int, limit: int) -> int:
-        """The batch of at most `limit` images with the fewest seconds an image; 1 unless more were measured."""
+        """The batch of at most `limit` images with the fewest seconds an image; 1 where no other is known."""
         best, lowest = 1, self.seconds(size, steps)
         for batch in sorted(batch for known, count, batch in self._known if (known, count) == (size, steps)):
             share = self.seconds(size, steps, batch) / batch

@@ -67,6 +67,7 @@ class Dispatcher:
         self._slots = list(range(arena.slots))
         self._metrics = metrics
         self._encoding: set[asyncio.Task[None]] = set()
+        self._accepted: set[asyncio.Future[Picture]] = set()
         self._alarm: asyncio.TimerHandle | None = None
 
     # What others may know.
@@ -131,6 +132,8 @@ class Dispatcher:
         for job in self._queue.clear():
             job.fail(StoppingError("The server stopped."))
         await asyncio.gather(*(engine.stop() for engine in self.engines))
+        if self._encoding:
+            await asyncio.wait(self._encoding, timeout=5)
         await self.encoder.stop()
         await asyncio.gather(*self._encoding, return_exceptions=True)
         if not self.ready.done():
@@ -139,8 +142,7 @@ class Dispatcher:
     async def finish(self) -> None:
         """Refuse new jobs and wait until those that were accepted are done."""
         self.closing = True
-        while self.waiting or self.running:
-            await asyncio.sleep(0.02)
+        await asyncio.gather(*self._accepted, return_exceptions=True)
 
     async def validate(self, request: GenerateRequest) -> None:
         """Ask an engine whether it can draw this. Raises InvalidRequestError or NotReadyError."""
@@ -188,8 +190,10 @@ class Dispatcher:
 
         def ended(_done: asyncio.Future[Picture]) -> None:
             alarm.cancel()
+            self._accepted.discard(job.done)
             self._drop(job)
 
+        self._accepted.add(job.done)
         job.done.add_done_callback(ended)
 
     def _drop(self, job: Job) -> None:
@@ -277,13 +281,13 @@ class Dispatcher:
             self.costs.learn(batch.size, batch.steps, batch.images, finished.seconds)
         self._pump()
 
-    def engine_lost(self, engine: EngineLink, reason: str) -> None:
+    def engine_lost(self, reason: str) -> None:
         """An engine ended; the others go on, and what waits waits."""
         self._metrics.count_restart("hang" if reason == "hung" else "exit")
         self._pump()
 
-    def engine_gave_up(self, engine: EngineLink) -> None:
-        """An engine will not come back."""
+    def engine_gave_up(self) -> None:
+        """An engine will not come back; if it was the last, nothing that waits will be drawn."""
         if self.failure is None:
             return
         for job in self._queue.clear():

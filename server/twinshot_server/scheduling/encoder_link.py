@@ -30,8 +30,9 @@ class EncoderLink:
         self._supervisor.start()
 
     async def stop(self) -> None:
-        """End the encoder."""
+        """End the encoder; what it has in work fails."""
         await self._supervisor.stop()
+        self.gave_up()
 
     @property
     def child(self) -> Any:

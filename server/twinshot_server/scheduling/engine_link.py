@@ -83,11 +83,11 @@ class Owner(Protocol):
         """It is done with a batch."""
         ...
 
-    def engine_lost(self, engine: EngineLink, reason: str) -> None:
+    def engine_lost(self, reason: str) -> None:
         """It ended, or hung and was ended; what it had in work was dropped."""
         ...
 
-    def engine_gave_up(self, engine: EngineLink) -> None:
+    def engine_gave_up(self) -> None:
         """It will not come back."""
         ...
 
@@ -111,6 +111,7 @@ class EngineLink:
         self._supervisor = Supervisor(name, spawn, self, restarts)
         self._calls: dict[int, asyncio.Future[Answered]] = {}
         self._watchdog: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Begin to load, on the running event loop."""
@@ -119,6 +120,7 @@ class EngineLink:
 
     async def stop(self) -> None:
         """End the engine; what it draws is lost."""
+        self._stopping = True
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self.hung:
@@ -197,15 +199,19 @@ class EngineLink:
             case Answered(call):
                 if (waiting := self._calls.get(call)) and not waiting.done():
                     waiting.set_result(message)
-            case Drawn(number, times, together):
-                if found := self._take(number):
-                    self._owner.engine_drew(*found, times, together)
-            case NotDrawn(number, refusal, dropped):
-                if found := self._take(number):
-                    self._owner.engine_dropped(*found, _reason(refusal, dropped=dropped))
-            case Finished():
-                self._finish(message)
+            case _:
+                self._note_work(message)
         return False
+
+    def _note_work(self, message: Drawn | NotDrawn | Finished) -> None:
+        if isinstance(message, Finished):
+            self._finish(message)
+        elif (found := self._take(message.job)) is None:
+            _log.error("engine answered for a job that it does not have", job=message.job)
+        elif isinstance(message, Drawn):
+            self._owner.engine_drew(*found, message.times, message.together)
+        else:
+            self._owner.engine_dropped(*found, _reason(message.refusal, dropped=message.dropped))
 
     def lost(self, reason: str) -> None:
         """The process ended: what it had in work failed, what waits elsewhere is untouched."""
@@ -217,13 +223,14 @@ class EngineLink:
         for batch in batches:
             for job, slot in batch.jobs.values():
                 self._owner.engine_dropped(job, slot, FailedError("The engine ended while it drew this."))
-        self._owner.engine_lost(self, "hung" if self.hung else reason)
+        if not self._stopping:
+            self._owner.engine_lost("hung" if self.hung else reason)
 
     def gave_up(self) -> None:
         """It ended too often."""
         self.state = "failed"
         self.failure = self.failure or FailedError(f"{self.name} ended too often.")
-        self._owner.engine_gave_up(self)
+        self._owner.engine_gave_up()
 
     def _take(self, number: int) -> tuple[Job, int] | None:
         for batch in self.batches:

@@ -1,10 +1,10 @@
 """Who goes first: start-time fair queueing over flows of equal jobs (Goyal, Vin and Cheng, 1996).
 
-A flow is (priority, caller, kind). Each has a tag, the moment in virtual time at which its next job may start.
-The flow with the lowest tag is served, and its tag grows by what the job cost over its weight; a flow that was
-empty starts at the present virtual time. So flows that wait share the engine by weight, whatever their jobs
-cost; a small picture never waits for a backlog of large ones; interactive flows get most of the engine, and
-batch flows their share.
+A flow is (priority, caller, kind). Each has a tag, the moment in virtual time at which its next job may
+start. The flow with the lowest tag is served, and its tag grows by what the job cost over its weight; a flow
+that was empty starts at the present virtual time. So flows that wait share the engine by weight, whatever
+their jobs cost; a small picture never waits for a backlog of large ones; interactive flows get most of the
+engine, and batch flows their share.
 """
 
 from __future__ import annotations
