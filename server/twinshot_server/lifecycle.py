@@ -22,11 +22,11 @@ class Lifecycle:
     """
 
     def __init__(self, dispatcher: Dispatcher, metrics: Metrics, drain_seconds: float) -> None:
-        self.draining = False
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to watch the event loop, which must be running."""
@@ -38,22 +38,30 @@ class Lifecycle:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def drain(self) -> None:
-        """Be unready, serve on for the drain time, then finish what was accepted and refuse the rest."""
-        self.draining = True
-        _log.info("draining", seconds=self._drain_seconds)
+    @property
+    def draining(self) -> bool:
+        """Whether new requests should go elsewhere."""
+        return self._draining is not None
+
+    def drain(self) -> asyncio.Task[None]:
+        """Be unready, serve on for the drain time, then refuse new requests and finish the accepted ones.
+
+        The task ends when everything is done. It is the same task however often this is called.
+        """
+        if self._draining is None:
+            _log.info("draining", seconds=self._drain_seconds)
+            self._draining = self._keep(self._drain())
+        return self._draining
+
+    async def _drain(self) -> None:
         await asyncio.sleep(self._drain_seconds)
         await self._dispatcher.finish()
 
-    def begin_drain(self) -> None:
-        """Drain in the background; does nothing while that goes on."""
-        if not self.draining:
-            self._keep(self.drain())
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch_loop(self) -> None:
         """How late a sleep ends is how long the loop was kept from everything else."""

@@ -57,21 +57,20 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._draining: asyncio.Task[None] | None = None
+        self._asked_to_stop = False
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """A signal came."""
-        asks_twice = self._draining is not None
-        if sig == signal.SIGINT or asks_twice or self._service.dispatcher.info is None:
+        if sig == signal.SIGINT or self._asked_to_stop or self._service.dispatcher.info is None:
             self.should_exit = True
-            return
-        asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
+        else:
+            asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+        self._asked_to_stop = True
 
-    def _begin_drain(self) -> None:
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+    def _drain(self) -> None:
+        self._service.lifecycle.drain().add_done_callback(self._exit)
 
-    async def _drain(self) -> None:
-        await self._service.lifecycle.drain()
+    def _exit(self, _drained: object) -> None:
         self.should_exit = True
 
 

@@ -41,7 +41,7 @@ class Adapters(BaseModel):
 @router.post("/drain")
 async def drain(service: ServiceOf) -> Health:
     """Be unready from now on, serve for the drain time, then refuse new requests. The process stays."""
-    service.lifecycle.begin_drain()
+    service.lifecycle.drain()
     return describe_health(service)
 
 
