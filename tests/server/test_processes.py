@@ -117,9 +117,7 @@ def test_clients_that_leave_leave_nothing_behind(server: Server) -> None:
         with socket.create_connection((url.host, url.port or 80)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
             time.sleep(number % 3 / 100)
-    eventually(
-        lambda: server.metric("twinshot_requests_waiting") == server.metric("twinshot_requests_running") == 0
-    )
+    eventually(server.is_idle)
     eventually(lambda: server.open_files() <= files)
     assert server.post().status_code == 200
 
