@@ -1,0 +1,129 @@
+"""The decoder's form on a GPU: channels last, every pass over memory counted.
+
+Bytes moved beside the convolutions for AutoencoderKL (128, 256, 512, 512; 2 layers) at 1024x1024 in bf16, in
+MB; the largest tensor of a level is read or written so often:
+
+=========================  =====  =====  =====  ======  =====
+pass, level                 128²   256²   512²   1024²    sum
+=========================  =====  =====  =====  ======  =====
+statistics alone              84    268    805    1610   2768
+group norm + SiLU            235    805   2013    4027   7080
+residual + statistics        252    604    805    1611   3272
+attention                    168                          168
+last: bias, bytes                                   20     20
+sum                          739   1678   3624    7269  13309
+=========================  =====  =====  =====  ======  =====
+
+Plain layers move 23.5 GB and, as torch adds a convolution's bias in a pass of its own, 6.6 more. What went:
+every bias, into the next pass that reads the tensor; the statistics of a norm behind a residual add, into
+that add; the residual add behind a 1x1 shortcut, into the shortcut's product; interpolation, into the
+upsampler's kernel; scale, shift, type and layout of the latents, into one copy. What stays besides those
+adds is what needs a convolution's epilogue: the statistics of its output.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twinshot_engine.vae.fused_blocks import FusedMidBlock, FusedNorm, FusedUpBlock, bias_of, layers_of
+from twinshot_engine.vae.kl import KLDecoder
+from twinshot_engine.vae.kl_blocks import UpBlock
+from twinshot_engine.vae.pixel_decoder import PixelDecoder
+from twinshot_engine.vae.upsampling import UPSAMPLERS, constant
+from twinshot_kernels import quantize_pixels
+
+CHANNEL_MULTIPLE = 8
+"""Tensor cores read and write 16 bytes at a time, so three output channels cost what eight do."""
+
+
+class FusedDecoder(PixelDecoder):
+    """The decoder of a loaded :class:`KLDecoder`, of which no parameter is kept.
+
+    Forward only. Nothing in it waits for the device or depends on values, so a CUDA graph can hold it; let
+    ``torch.backends.cudnn.benchmark`` choose the convolutions in the calls before the capture.
+
+    Args:
+        decoder: where the weights come from. Sums and products of weights are made in its type, so load it in
+            fp32 to serve in bf16.
+        dtype: type of weights and activations; norms, biases and statistics are fp32. The decoder's own if
+            not given.
+        upsampling: a key of :data:`~twinshot_engine.vae.upsampling.UPSAMPLERS`.
+
+    Raises:
+        ValueError: ``upsampling`` is unknown.
+        TypeError: the decoder's layers are not those of a checkpoint any more.
+    """
+
+    def __init__(
+        self, decoder: KLDecoder, dtype: torch.dtype | None = None, upsampling: str = "transposed"
+    ) -> None:
+        super().__init__()
+        if upsampling not in UPSAMPLERS:
+            raise ValueError(f"upsampling {upsampling!r} is not one of {', '.join(UPSAMPLERS)}")
+        layers = decoder.decoder
+        self.config = decoder.config
+        self.dtype = dtype or layers.conv_in.weight.dtype
+        # On the host, where every device reads it as a number.
+        self._shift = torch.tensor(self.config.shift_factor, dtype=torch.float64, device="cpu")
+        self.post_quant_conv = _frozen(decoder.post_quant_conv, self.dtype)
+        self.conv_in = constant(layers.conv_in.weight, self.dtype)
+        self.mid_block = FusedMidBlock(layers.mid_block, bias_of(layers.conv_in), self.dtype)
+        self.up_blocks, pending = _up_blocks(layers.up_blocks, self.dtype, upsampling)
+        self.conv_norm_out = FusedNorm(layers.conv_norm_out, pending)
+        self.conv_out = constant(_pad(layers.conv_out.weight), self.dtype)
+        self.bias_out = constant(_pad(bias_of(layers.conv_out)), torch.float32)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents ``[B, latent_channels, h, w]`` to fp32 pixels ``[B, 3, f h, f w]``; not clamped."""
+        pixels = self._decode(latents) + self.bias_out.view(-1, 1, 1)
+        return pixels[:, : self.config.out_channels]
+
+    def decode_to_bytes(self, latents: Tensor) -> Tensor:
+        """Decode latents ``[B, latent_channels, h, w]`` to ``[B, f h, f w, 3]``, uint8."""
+        return quantize_pixels(
+            self._decode(latents), channels=self.config.out_channels, channel_bias=self.bias_out
+        )
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode to pixels less their bias, in as many channels as tensor cores like."""
+        x = self._denormalize(latents)
+        if self.post_quant_conv is not None:
+            x = self.post_quant_conv(x)
+        x, statistics = self.mid_block(functional.conv2d(x, self.conv_in, padding=1))
+        for block in self.up_blocks:
+            x, statistics = block(x, statistics)
+        return functional.conv2d(self.conv_norm_out(x, statistics), self.conv_out, padding=1)
+
+    def _denormalize(self, latents: Tensor) -> Tensor:
+        """Scale, shift, cast and lay out in one pass."""
+        x = torch.empty_like(latents, dtype=self.dtype, memory_format=torch.channels_last)
+        return torch.add(self._shift, latents, alpha=1 / self.config.scaling_factor, out=x)
+
+
+def _frozen(conv: nn.Conv2d | None, dtype: torch.dtype) -> nn.Conv2d | None:
+    """Copy a 1x1 convolution, bias and all."""
+    if conv is None:
+        return None
+    copy = nn.Conv2d(conv.in_channels, conv.out_channels, 1, device="meta")
+    for name, parameter in conv.named_parameters():
+        setattr(copy, name, constant(parameter, dtype))
+    return copy
+
+
+def _up_blocks(
+    blocks: nn.ModuleList, dtype: torch.dtype, upsampling: str
+) -> tuple[nn.ModuleList, Tensor | None]:
+    """Build the up blocks; returns the bias pending behind the last of them too."""
+    fused = nn.ModuleList()
+    pending: Tensor | None = None
+    for block in layers_of(blocks, UpBlock):
+        layer = FusedUpBlock(block, pending, dtype, upsampling)
+        fused.append(layer)
+        pending = layer.pending
+    return fused, pending
+
+
+def _pad(tensor: Tensor) -> Tensor:
+    """Append zeros along the first axis up to a multiple of :data:`CHANNEL_MULTIPLE`."""
+    missing = -tensor.shape[0] % CHANNEL_MULTIPLE
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
