@@ -14,7 +14,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from twinshot_kernels._dispatch import needs_gradient, register
-from twinshot_kernels._rows import check_same_shape, check_vector
+from twinshot_kernels._rows import (
+    as_rows,
+    as_vector,
+    check_same_shape,
+    check_vector,
+    empty_fp8,
+    empty_rows,
+    load_row,
+    row_tile,
+    rows_per_image,
+    scaled_norm,
+    store_row,
+)
+from twinshot_kernels._triton import jit, tl
 from twinshot_kernels.quantize_rows import quantize_rows_reference
 from twinshot_kernels.rms_norm import normalise
 
@@ -35,12 +48,77 @@ def gated_residual_norm_fp8_reference(
     return total, *quantize_rows_reference(normalise(total, scale, eps))
 
 
-_gated_residual_norm = register(
-    "gated_residual_norm", gated_residual_norm_reference, gated_residual_norm_reference
-)
-_gated_residual_norm_fp8 = register(
-    "gated_residual_norm_fp8", gated_residual_norm_fp8_reference, gated_residual_norm_fp8_reference
-)
+@jit
+def _kernel(
+    x: tl.tensor,
+    y: tl.tensor,
+    gain: tl.tensor,
+    scale: tl.tensor,
+    total: tl.tensor,
+    out: tl.tensor,
+    row_scale: tl.tensor | None,
+    x_stride: int,
+    y_stride: int,
+    gain_step: int,
+    scale_step: int,
+    image_rows: int,
+    width: int,
+    eps: float,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    image = row // image_rows
+    stream = load_row(x, row * x_stride, columns, width)
+    branch = load_row(y, row * y_stride, columns, width)
+    branch = scaled_norm(branch, load_row(gain, image * gain_step, columns, width), width, eps)
+    rounded = (stream + branch).to(total.dtype.element_ty)
+    tl.store(total + row * width + columns, rounded, mask=columns < width)
+    factor = load_row(scale, image * scale_step, columns, width)
+    h = scaled_norm(rounded.to(tl.float32), factor, width, eps)
+    store_row(h, out, row_scale, row, columns, width)
+
+
+def _run(
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, eps: float, out: Tensor, row_scale: Tensor | None
+) -> Tensor:
+    stream, branch, total = as_rows(x), as_rows(y), empty_rows(x)
+    (gains, gain_step), (scales, scale_step) = as_vector(gain), as_vector(scale)
+    count, width = stream.shape
+    _kernel[(count,)](
+        stream,
+        branch,
+        gains,
+        scales,
+        total,
+        out,
+        row_scale,
+        stream.stride(0),
+        branch.stride(0),
+        gain_step,
+        scale_step,
+        rows_per_image(x),
+        width,
+        eps,
+        **row_tile(width),
+    )
+    return total
+
+
+def _launch(x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    h = empty_rows(x)
+    return _run(x, y, gain, scale, eps, h, None), h
+
+
+def _launch_fp8(
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    h, row_scale = empty_fp8(x)
+    return _run(x, y, gain, scale, eps, h, row_scale), h, row_scale
+
+
+_gated_residual_norm = register("gated_residual_norm", gated_residual_norm_reference, _launch)
+_gated_residual_norm_fp8 = register("gated_residual_norm_fp8", gated_residual_norm_fp8_reference, _launch_fp8)
 
 
 def _check(x: Tensor, y: Tensor, gain: Tensor, scale: Tensor) -> None:

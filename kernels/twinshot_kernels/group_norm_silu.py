@@ -16,7 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinshot_kernels._dispatch import needs_gradient, register
-from twinshot_kernels.group_statistics import check_groups, group_statistics_reference
+from twinshot_kernels._images import ImageTiles
+from twinshot_kernels._triton import jit, tl
+from twinshot_kernels.group_statistics import check_groups, group_statistics_reference, launch_statistics
+
+MAX_CHUNKS = 2048
 
 
 def group_norm_silu_reference(
@@ -40,7 +44,76 @@ def group_norm_silu_reference(
     return out.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
-_group_norm_silu = register("group_norm_silu", group_norm_silu_reference, group_norm_silu_reference)
+@jit
+def _kernel(
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    channel_bias: tl.tensor | None,
+    statistics: tl.tensor,
+    out: tl.tensor,
+    pixels: int,
+    channels: int,
+    groups: int,
+    SILU: tl.constexpr,
+    TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    image = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * (TILES * ROWS)
+    start = (image * pixels + first) * channels
+    channel = tl.arange(0, BLOCK)[None, :]
+    row = tl.arange(0, ROWS)[:, None]
+    known = channel < channels
+    source = statistics + (image * groups + channel // (channels // groups)) * 2
+    centre = tl.load(source, mask=known, other=0.0)
+    slope = tl.load(source + 1, mask=known, other=0.0) * tl.load(weight + channel, mask=known, other=0.0)
+    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    if channel_bias is not None:
+        centre -= tl.load(channel_bias + channel, mask=known, other=0.0)
+    for tile in range(TILES):
+        pixel = tile * ROWS + row
+        inside = (first + pixel < pixels) & known
+        place = start + pixel * channels + channel
+        y = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - centre) * slope + shift
+        if SILU:
+            y = y / (1.0 + tl.exp(-y))
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    channel_bias: Tensor | None,
+    statistics: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    if statistics is None:
+        statistics = launch_statistics(x, groups, eps, channel_bias)
+    out, tiles = torch.empty_like(x), ImageTiles.of(x, MAX_CHUNKS)
+    batch, channels, height, width = x.shape
+    _kernel[(tiles.chunks, batch)](
+        x,
+        weight.contiguous(),
+        bias.contiguous(),
+        None if channel_bias is None else channel_bias.contiguous(),
+        statistics.contiguous(),
+        out,
+        height * width,
+        channels,
+        groups,
+        SILU=silu,
+        **tiles.constants,
+    )
+    return out
+
+
+_group_norm_silu = register("group_norm_silu", group_norm_silu_reference, _launch)
 
 
 def group_norm_silu(

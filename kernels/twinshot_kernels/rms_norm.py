@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 from twinshot_kernels._dispatch import needs_gradient, register
-from twinshot_kernels._rows import check_vector
+from twinshot_kernels._rows import (
+    as_rows,
+    as_vector,
+    check_vector,
+    empty_fp8,
+    empty_rows,
+    load_row,
+    row_tile,
+    rows_per_image,
+    scaled_norm,
+    store_row,
+)
+from twinshot_kernels._triton import jit, tl
 from twinshot_kernels.quantize_rows import quantize_rows_reference
 
 
@@ -34,8 +46,48 @@ def rms_norm_fp8_reference(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor
     return quantize_rows_reference(normalise(x, scale, eps))
 
 
-_rms_norm = register("rms_norm", rms_norm_reference, rms_norm_reference)
-_rms_norm_fp8 = register("rms_norm_fp8", rms_norm_fp8_reference, rms_norm_fp8_reference)
+@jit
+def _kernel(
+    x: tl.tensor,
+    scale: tl.tensor,
+    out: tl.tensor,
+    row_scale: tl.tensor | None,
+    stride: int,
+    scale_step: int,
+    image_rows: int,
+    width: int,
+    eps: float,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    wide = load_row(x, row * stride, columns, width)
+    factor = load_row(scale, row // image_rows * scale_step, columns, width)
+    store_row(scaled_norm(wide, factor, width, eps), out, row_scale, row, columns, width)
+
+
+def _run(x: Tensor, scale: Tensor, eps: float, out: Tensor, row_scale: Tensor | None) -> None:
+    rows, (vector, step) = as_rows(x), as_vector(scale)
+    count, width = rows.shape
+    _kernel[(count,)](
+        rows, vector, out, row_scale, rows.stride(0), step, rows_per_image(x), width, eps, **row_tile(width)
+    )
+
+
+def _launch(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    out = empty_rows(x)
+    _run(x, scale, eps, out, None)
+    return out
+
+
+def _launch_fp8(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    out, row_scale = empty_fp8(x)
+    _run(x, scale, eps, out, row_scale)
+    return out, row_scale
+
+
+_rms_norm = register("rms_norm", rms_norm_reference, _launch)
+_rms_norm_fp8 = register("rms_norm_fp8", rms_norm_fp8_reference, _launch_fp8)
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
