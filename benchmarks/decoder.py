@@ -2,9 +2,9 @@
 
 Needs a CUDA device and, beside torch, only the source roots: ``PYTHONPATH=kernels:engine``. Weights are
 random at the published size, which changes pictures and not times. The serving decoder is captured in a CUDA
-graph, as the engine does it, once for every way to upsample; plain diffusers, if it is installed, runs
-channels first and eagerly in the same process on the same latents, to pixels. ``error`` is the relative
-distance of the pixels from those of the plain decoder in fp32.
+graph, as the engine does it, once for every way to upsample and to convolve last; plain diffusers, if it is
+installed, runs channels first and eagerly in the same process on the same latents, to pixels. ``error`` is
+the relative distance of the pixels from those of the plain decoder in fp32.
 
 Prints a table and, last, one JSON line; ``--profile`` adds the device time of every operation by its shapes
 and of every kernel, and ``--write`` keeps the rows in benchmarks/results/.
@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 from twinshot_engine.vae.fused import FusedDecoder
 from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_config import KLConfig
+from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
 from twinshot_engine.vae.upsampling import UPSAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -56,8 +58,9 @@ def main() -> None:
     rows = [facts | row for row in measure(decoder, latents, options)]
     print_table(rows)
     if options.profile:
-        for way in options.upsampling:
-            print_profile(way, FusedDecoder(decoder, torch.bfloat16, way), latents)
+        for upsampling, last in product(options.upsampling, options.last):
+            print(f"Upsampling: {upsampling}, last convolution: {last}\n")
+            print_profile(FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last), latents)
     if options.write:
         write(rows)
     print(json.dumps({row["system"]: row["median_ms"] for row in rows} | {"gpu": facts["gpu"]}))
@@ -71,6 +74,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=50, help="how many decodes count (default 50)")
     parser.add_argument(
         "--upsampling", nargs="+", choices=list(UPSAMPLERS), default=list(UPSAMPLERS), help="(default all)"
+    )
+    parser.add_argument(
+        "--last",
+        nargs="+",
+        choices=list(LAST_CONVOLUTIONS),
+        default=list(LAST_CONVOLUTIONS),
+        help="(default all)",
     )
     parser.add_argument("--no-diffusers", action="store_true", help="leave plain diffusers out")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
@@ -91,11 +101,11 @@ def make(options: argparse.Namespace) -> tuple[KLDecoder, Tensor]:
 def measure(decoder: KLDecoder, latents: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """A row for every way to upsample, then for diffusers and for a copy of the largest tensor."""
     pixels = exact(decoder, latents)
-    for way in options.upsampling:
-        fused = FusedDecoder(decoder, torch.bfloat16, way)
+    for upsampling, last in product(options.upsampling, options.last):
+        fused = FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last)
         replay = capture(partial(fused.decode_to_bytes, latents))
         error = distance(fused(latents), pixels)
-        yield {"system": f"twinshot {way}", **times(replay, options.samples), "error": error}
+        yield {"system": f"twinshot {upsampling} {last}", **times(replay, options.samples), "error": error}
     plain = None if options.no_diffusers else stock(decoder)
     if plain is not None:
         error = distance(plain(latents), pixels)
@@ -128,6 +138,7 @@ def stock(decoder: KLDecoder) -> Callable[[Tensor], Tensor] | None:
         latent_channels=config.latent_channels,
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         use_quant_conv=False,
@@ -177,7 +188,7 @@ def distance(found: Tensor, reference: Tensor) -> float:
     return round(float((found.float() - reference).norm() / reference.norm()), 5)
 
 
-def print_profile(way: str, decoder: FusedDecoder, latents: Tensor) -> None:
+def print_profile(decoder: FusedDecoder, latents: Tensor) -> None:
     """Print the device time of one decode: by operation, by operation and shapes, and by kernel."""
     for _ in range(WARMUP):
         decoder.decode_to_bytes(latents)
@@ -189,7 +200,7 @@ def print_profile(way: str, decoder: FusedDecoder, latents: Tensor) -> None:
     events.sort(key=lambda event: -event.self_device_time_total)
     operations = [event for event in events if str(event.device_type).endswith("CPU")]
     totals: defaultdict[str, float] = defaultdict(float)
-    print(f"Upsampling: {way}\n\n{'ms':>8} {'calls':>5} {'TFLOP/s':>8}  operation and shapes")
+    print(f"{'ms':>8} {'calls':>5} {'TFLOP/s':>8}  operation and shapes")
     for event in operations:
         totals[event.key] += event.self_device_time_total / 1000
         rate = flops(event.key, event.input_shapes) * event.count / event.self_device_time_total / 1e6
@@ -210,8 +221,9 @@ def flops(operation: str, shapes: Sequence[Sequence[int]]) -> int:
     if "convolution" in operation and len(shapes) > 1:
         batch, _, height, width = shapes[0]
         return 2 * batch * height * width * prod(shapes[1])
-    if operation in ("aten::addmm", "aten::addmm_"):
-        return 2 * prod(shapes[1]) * shapes[2][1]
+    if operation in ("aten::addmm", "aten::addmm_", "aten::bmm"):
+        left, right = [shape for shape in shapes if len(shape) > 1][-2:]
+        return 2 * prod(left) * right[-1]
     return 0
 
 
@@ -247,10 +259,10 @@ def print_table(rows: Sequence[Row]) -> None:
     first = rows[0]
     print(f"{first['gpu']}, {first['versions']}, commit {first['commit']}")
     print(f"{first['width']}x{first['height']}, batch {first['batch']}, {first['samples']} samples")
-    print(f"\n{'system':<24}{'p50 ms':>10}{'p95 ms':>10}{'error':>10}{'TB/s':>8}")
+    print(f"\n{'system':<28}{'p50 ms':>10}{'p95 ms':>10}{'error':>10}{'TB/s':>8}")
     for row in rows:
         rest = f"{row.get('error', ''):>10}{row.get('tb_per_s', ''):>8}"
-        print(f"{row['system']:<24}{row['median_ms']:>10.3f}{row['p95_ms']:>10.3f}{rest}")
+        print(f"{row['system']:<28}{row['median_ms']:>10.3f}{row['p95_ms']:>10.3f}{rest}")
     print()
 
 

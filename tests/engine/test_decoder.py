@@ -15,6 +15,7 @@ from twinshot_engine.vae.folding import fold_upsamplers, folded_kernel, phase_ke
 from twinshot_engine.vae.fused import FusedDecoder
 from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_config import KLConfig
+from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
 from twinshot_engine.vae.serving import serving_decoder
 from twinshot_engine.vae.upsampling import UPSAMPLERS
 
@@ -92,25 +93,28 @@ def test_every_config_draws_diffusers_pixels(change: dict[str, Any]) -> None:
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+WAYS = [{"upsampling": name} for name in UPSAMPLERS] + [{"last": name} for name in LAST_CONVOLUTIONS]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
     ("batch", "height", "width"), [(1, 1, 1), (1, 8, 8), (3, 5, 3), (1, 1, 9), (2, 9, 1)]
 )
 @torch.inference_mode()
-def test_every_size_and_upsampler_draws_diffusers_pixels(
-    batch: int, height: int, width: int, upsampling: str
+def test_every_size_and_way_draws_diffusers_pixels(
+    batch: int, height: int, width: int, way: dict[str, str]
 ) -> None:
     model = theirs()
     latents = latents_of(batch=batch, height=height, width=width)
-    found = FusedDecoder(ours(model), upsampling=upsampling)(latents)
+    found = FusedDecoder(ours(model), **way)(latents)
     torch.testing.assert_close(found, expected(model, latents), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("upsampling", UPSAMPLERS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @torch.inference_mode()
-def test_bf16_is_as_exact_as_diffusers(upsampling: str) -> None:
+def test_bf16_is_as_exact_as_diffusers(way: dict[str, str]) -> None:
     model = theirs(block_out_channels=(32, 32, 64, 64), norm_num_groups=8)
-    fused = FusedDecoder(ours(model), torch.bfloat16, upsampling)
+    fused = FusedDecoder(ours(model), torch.bfloat16, **way)
     latents = latents_of(batch=2, height=12, width=8)
     reference = expected(model, latents)
     # Their latents are scaled in fp32, so that the networks alone are compared.
@@ -119,16 +123,16 @@ def test_bf16_is_as_exact_as_diffusers(upsampling: str) -> None:
     assert relative_error(fused(latents), reference) < 1.2 * relative_error(rounded, reference)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", LAST_CONVOLUTIONS)
 @torch.inference_mode()
-def test_bytes_are_the_pixels_rounded() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        fused = FusedDecoder(ours(theirs()), dtype)
-        latents = latents_of(batch=3, height=2, width=5)
-        images = fused.decode_to_bytes(latents)
-        assert (images.shape, images.dtype, images.is_contiguous()) == ((3, 16, 40, 3), torch.uint8, True)
-        unit = (fused(latents) / 2 + 0.5).clamp(0, 1)
-        levels = (unit * 255).permute(0, 2, 3, 1)
-        assert ((images - levels).abs() <= 0.5 + 1e-4).all()
+def test_bytes_are_the_pixels_rounded(last: str, dtype: torch.dtype) -> None:
+    fused = FusedDecoder(ours(theirs()), dtype, last=last)
+    latents = latents_of(batch=3, height=2, width=5)
+    images = fused.decode_to_bytes(latents)
+    assert (images.shape, images.dtype, images.is_contiguous()) == ((3, 16, 40, 3), torch.uint8, True)
+    levels = ((fused(latents) / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    assert ((images - levels).abs() <= 0.5 + 1e-4).all()
 
 
 @torch.inference_mode()
@@ -178,9 +182,12 @@ def test_kernels_of_phases_are_those_of_the_transposed_convolution() -> None:
         torch.testing.assert_close(found, doubled[:, :, p::2, q::2])
 
 
-def test_unknown_upsampling_is_named() -> None:
+def test_an_unknown_way_is_named() -> None:
+    decoder = ours(theirs())
     with pytest.raises(ValueError, match="upsampling 'bilinear' is not one of transposed, phases, nearest"):
-        FusedDecoder(ours(theirs()), upsampling="bilinear")
+        FusedDecoder(decoder, upsampling="bilinear")
+    with pytest.raises(ValueError, match="last 'first' is not one of padded, taps"):
+        FusedDecoder(decoder, last="first")
 
 
 def test_a_folded_decoder_is_refused() -> None:
@@ -203,10 +210,10 @@ def test_published_size_on_a_gpu_is_as_exact_as_diffusers() -> None:
     latents = latents_of(16, height=64, width=64).cuda()
     with torch.backends.cudnn.flags(allow_tf32=False):
         reference = expected(model, latents)
-    decoders = {name: FusedDecoder(ours(model).cuda(), torch.bfloat16, name) for name in UPSAMPLERS}
+    decoders = [FusedDecoder(ours(model).cuda(), torch.bfloat16, **way) for way in WAYS]
     raw = latents / model.config.scaling_factor + model.config.shift_factor
     allowed = 1.2 * relative_error(model.bfloat16().decode(raw.bfloat16()).sample, reference)
-    for fused in decoders.values():
+    for fused in decoders:
         assert relative_error(fused(latents), reference) < allowed
         levels = ((reference / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
         assert relative_error(fused.decode_to_bytes(latents), levels) < allowed
@@ -240,10 +247,10 @@ def test_the_serving_form_of_a_cpu_is_the_decoder_itself(dtype: torch.dtype) -> 
     decoder = serving_decoder(ours(model), dtype)
     assert isinstance(decoder, KLDecoder)
     latents = latents_of(batch=2, height=4, width=6)
-    found = decoder(latents.to(dtype))
+    found = decoder(latents)
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(found, expected(model, latents)) < (1e-5 if dtype == torch.float32 else 5e-2)
-    images = decoder.decode_to_bytes(latents.to(dtype))
+    images = decoder.decode_to_bytes(latents)
     levels = ((found.float() / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
     assert ((images - levels).abs() <= 0.5 + 1e-4).all()

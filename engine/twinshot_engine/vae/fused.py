@@ -1,24 +1,24 @@
 """The decoder's form on a GPU: channels last, every pass over memory counted.
 
-Bytes moved beside the convolutions for AutoencoderKL (128, 256, 512, 512; 2 layers) at 1024x1024 in bf16, in
-MB; the largest tensor of a level is read or written so often:
+What AutoencoderKL (128, 256, 512, 512; 2 layers; 1024x1024, bf16) moves beside its convolutions, in MB by the
+size at which a level works:
 
-=========================  =====  =====  =====  ======  =====
-pass, level                 128²   256²   512²   1024²    sum
-=========================  =====  =====  =====  ======  =====
-statistics alone              84    268    805    1610   2768
-group norm + SiLU            235    805   2013    4027   7080
-residual + statistics        252    604    805    1611   3272
-attention                    168                          168
-last: bias, bytes                                   20     20
-sum                          739   1678   3624    7269  13309
-=========================  =====  =====  =====  ======  =====
+========================  =====  =====  =====  ======  =====
+pass                       128²   256²   512²   1024²    sum
+========================  =====  =====  =====  ======  =====
+statistics alone            101    268    805    1611   2785
+group norm and SiLU         369    805   1879    4295   7348
+residual and statistics     302    604    805    1611   3322
+attention                   134                          134
+bias and bytes                                     20     20
+sum                         906   1678   3490    7536  13609
+========================  =====  =====  =====  ======  =====
 
-Plain layers move 23.5 GB and, as torch adds a convolution's bias in a pass of its own, 6.6 more. What went:
-every bias, into the next pass that reads the tensor; the statistics of a norm behind a residual add, into
-that add; the residual add behind a 1x1 shortcut, into the shortcut's product; interpolation, into the
-upsampler's kernel; scale, shift, type and layout of the latents, into one copy. What stays besides those
-adds is what needs a convolution's epilogue: the statistics of its output.
+Plain layers move 23.5 GB, and 6.6 more where torch adds the biases of convolutions in passes of their own.
+What went: every bias, into the next pass that reads the tensor; statistics, into the residual add before
+them; the residual add behind a 1x1 shortcut, into the shortcut's product; interpolation, into the
+upsampler's kernel; the attention's output projection, into its values; scale, shift, type and layout of the
+latents, into one copy. Statistics that are left stand behind convolutions, whose epilogues are not ours.
 """
 
 import torch
@@ -28,38 +28,44 @@ from torch.nn import functional
 from twinshot_engine.vae.fused_blocks import FusedMidBlock, FusedNorm, FusedUpBlock, bias_of, layers_of
 from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_blocks import UpBlock
+from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
 from twinshot_engine.vae.pixel_decoder import PixelDecoder
 from twinshot_engine.vae.upsampling import UPSAMPLERS, constant
 from twinshot_kernels import quantize_pixels
 
-CHANNEL_MULTIPLE = 8
-"""Tensor cores read and write 16 bytes at a time, so three output channels cost what eight do."""
-
 
 class FusedDecoder(PixelDecoder):
-    """The decoder of a loaded :class:`KLDecoder`, of which no parameter is kept.
+    """The serving form of a loaded :class:`KLDecoder`, which is not needed afterwards.
 
     Forward only. Nothing in it waits for the device or depends on values, so a CUDA graph can hold it; let
     ``torch.backends.cudnn.benchmark`` choose the convolutions in the calls before the capture.
 
     Args:
-        decoder: where the weights come from. Sums and products of weights are made in its type, so load it in
-            fp32 to serve in bf16.
+        decoder: where the weights come from. Load it in fp32 to serve in bf16, so that sums and products of
+            weights are rounded once.
         dtype: type of weights and activations; norms, biases and statistics are fp32. The decoder's own if
             not given.
         upsampling: a key of :data:`~twinshot_engine.vae.upsampling.UPSAMPLERS`.
+        last: a key of :data:`~twinshot_engine.vae.last_convolution.LAST_CONVOLUTIONS`.
 
     Raises:
-        ValueError: ``upsampling`` is unknown.
+        ValueError: ``upsampling`` or ``last`` is unknown.
         TypeError: the decoder's layers are not those of a checkpoint any more.
     """
 
     def __init__(
-        self, decoder: KLDecoder, dtype: torch.dtype | None = None, upsampling: str = "transposed"
+        self,
+        decoder: KLDecoder,
+        dtype: torch.dtype | None = None,
+        *,
+        upsampling: str = "transposed",
+        last: str = "padded",
     ) -> None:
         super().__init__()
         if upsampling not in UPSAMPLERS:
             raise ValueError(f"upsampling {upsampling!r} is not one of {', '.join(UPSAMPLERS)}")
+        if last not in LAST_CONVOLUTIONS:
+            raise ValueError(f"last {last!r} is not one of {', '.join(LAST_CONVOLUTIONS)}")
         layers = decoder.decoder
         self.config = decoder.config
         self.dtype = dtype or layers.conv_in.weight.dtype
@@ -70,13 +76,12 @@ class FusedDecoder(PixelDecoder):
         self.mid_block = FusedMidBlock(layers.mid_block, bias_of(layers.conv_in), self.dtype)
         self.up_blocks, pending = _up_blocks(layers.up_blocks, self.dtype, upsampling)
         self.conv_norm_out = FusedNorm(layers.conv_norm_out, pending)
-        self.conv_out = constant(_pad(layers.conv_out.weight), self.dtype)
-        self.bias_out = constant(_pad(bias_of(layers.conv_out)), torch.float32)
+        self.conv_out = LAST_CONVOLUTIONS[last](layers.conv_out.weight, self.dtype)
+        self.bias_out = constant(bias_of(layers.conv_out), torch.float32)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, latent_channels, h, w]`` to fp32 pixels ``[B, 3, f h, f w]``; not clamped."""
-        pixels = self._decode(latents) + self.bias_out.view(-1, 1, 1)
-        return pixels[:, : self.config.out_channels]
+        return self._decode(latents)[:, : self.config.out_channels] + self.bias_out.view(-1, 1, 1)
 
     def decode_to_bytes(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, latent_channels, h, w]`` to ``[B, f h, f w, 3]``, uint8."""
@@ -85,14 +90,15 @@ class FusedDecoder(PixelDecoder):
         )
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Decode to pixels less their bias, in as many channels as tensor cores like."""
+        """Decode to pixels less their bias, and maybe channels of zeros."""
         x = self._denormalize(latents)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
         x, statistics = self.mid_block(functional.conv2d(x, self.conv_in, padding=1))
         for block in self.up_blocks:
             x, statistics = block(x, statistics)
-        return functional.conv2d(self.conv_norm_out(x, statistics), self.conv_out, padding=1)
+        pixels: Tensor = self.conv_out(self.conv_norm_out(x, statistics))
+        return pixels
 
     def _denormalize(self, latents: Tensor) -> Tensor:
         """Scale, shift, cast and lay out in one pass."""
@@ -121,9 +127,3 @@ def _up_blocks(
         fused.append(layer)
         pending = layer.pending
     return fused, pending
-
-
-def _pad(tensor: Tensor) -> Tensor:
-    """Append zeros along the first axis up to a multiple of :data:`CHANNEL_MULTIPLE`."""
-    missing = -tensor.shape[0] % CHANNEL_MULTIPLE
-    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])

@@ -96,8 +96,8 @@ class KLDecoder(PixelDecoder):
         return latents / self.config.scaling_factor + self.config.shift_factor
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents in the transformer's scale to pixels; the way of a request."""
-        return self.decode(self.denormalize(latents))
+        """Decode latents of any type in the transformer's scale to pixels; the way of a request."""
+        return self.decode(self.denormalize(latents).to(self.decoder.conv_in.weight.dtype))
 
 
 class AutoencoderKL(KLDecoder):

@@ -9,7 +9,7 @@ from twinshot_kernels import quantize_pixels
 
 
 class PixelDecoder(nn.Module, ABC):
-    """Latents in the transformer's scale to pixels."""
+    """Latents of any floating type, in the transformer's scale, to pixels."""
 
     config: KLConfig
 
