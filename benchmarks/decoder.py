@@ -38,6 +38,7 @@ from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_config import KLConfig
 from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
 from twinshot_engine.vae.upsampling import UPSAMPLERS
+from twinshot_kernels import attention
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 5
@@ -99,7 +100,7 @@ def make(options: argparse.Namespace) -> tuple[KLDecoder, Tensor]:
 
 
 def measure(decoder: KLDecoder, latents: Tensor, options: argparse.Namespace) -> Iterator[Row]:
-    """A row for every way to upsample, then for diffusers and for a copy of the largest tensor."""
+    """A row for every way to upsample, then for diffusers, attention and a copy of the largest tensor."""
     pixels = exact(decoder, latents)
     for upsampling, last in product(options.upsampling, options.last):
         fused = FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last)
@@ -110,11 +111,30 @@ def measure(decoder: KLDecoder, latents: Tensor, options: argparse.Namespace) ->
     if plain is not None:
         error = distance(plain(latents), pixels)
         yield {"system": "diffusers", **times(partial(plain, latents), options.samples), "error": error}
+    yield from attention_rows(decoder.config, latents, options.samples)
     batch, _, height, width = pixels.shape
     largest = torch.empty(batch, 128, height, width, dtype=torch.bfloat16, device="cuda")
     row = times(capture(partial(torch.empty_like(largest).copy_, largest)), options.samples)
     moved = 2 * largest.nbytes
     yield {"system": "copy 128 channels", **row, "tb_per_s": round(moved / row["median_ms"] / 1e9, 2)}
+
+
+def attention_rows(config: KLConfig, latents: Tensor, samples: int) -> Iterator[Row]:
+    """The mid block's attention alone, beside two products and a softmax between them."""
+    batch, _, height, width = latents.shape
+    shape = (batch, height * width, 3, config.block_out_channels[-1])
+    packed = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+    query, key, value = packed.chunk(3, dim=2)
+    yield {"system": "attention", **times(capture(partial(attention, query, key, value)), samples)}
+    operands = [part.squeeze(2) for part in (query, key, value)]
+    yield {"system": "attention as products", **times(capture(partial(products, *operands)), samples)}
+
+
+def products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by whole score matrices in bf16: ``[B, N, D]``, three times."""
+    nothing = query.new_empty(1, 1, 1)
+    scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=query.shape[-1] ** -0.5)
+    return torch.softmax(scores, dim=-1) @ value
 
 
 def exact(decoder: KLDecoder, latents: Tensor) -> Tensor:
