@@ -69,8 +69,8 @@ class FusedDecoder(PixelDecoder):
         layers = decoder.decoder
         self.config = decoder.config
         self.dtype = dtype or layers.conv_in.weight.dtype
-        # On the host, where every device reads it as a number.
-        self._shift = torch.tensor(self.config.shift_factor, dtype=torch.float64, device="cpu")
+        shift = layers.conv_in.weight.new_full((1,), self.config.shift_factor)
+        self.shift = constant(shift, torch.float32)
         self.post_quant_conv = _frozen(decoder.post_quant_conv, self.dtype)
         self.conv_in = constant(layers.conv_in.weight, self.dtype)
         self.mid_block = FusedMidBlock(layers.mid_block, bias_of(layers.conv_in), self.dtype)
@@ -103,7 +103,7 @@ class FusedDecoder(PixelDecoder):
     def _denormalize(self, latents: Tensor) -> Tensor:
         """Scale, shift, cast and lay out in one pass."""
         x = torch.empty_like(latents, dtype=self.dtype, memory_format=torch.channels_last)
-        return torch.add(self._shift, latents, alpha=1 / self.config.scaling_factor, out=x)
+        return torch.add(self.shift, latents, alpha=1 / self.config.scaling_factor, out=x)
 
 
 def _frozen(conv: nn.Conv2d | None, dtype: torch.dtype) -> nn.Conv2d | None:

@@ -88,7 +88,8 @@ class FusedResnet(nn.Module):
         if self.shortcut is None:
             return residual_statistics(x, hidden, self.norm2.groups, self.norm2.eps, self.bias)
         # Accumulating into the convolution's output makes the residual add part of the product.
-        _rows(hidden).addmm_(_rows(x), self.shortcut)
+        rows = hidden.permute(0, 2, 3, 1).view(-1, hidden.shape[1])
+        rows.addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), self.shortcut)
         return hidden, None
 
 
@@ -163,8 +164,3 @@ class FusedUpBlock(nn.Module):
         for layer in self.resnets:
             x, statistics = layer(x, statistics)
         return (x, statistics) if self.upsampler is None else (self.upsampler(x), None)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """View channels-last ``[B, C, H, W]`` as a matrix ``[B H W, C]``; never a copy."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
