@@ -6,6 +6,7 @@ Kernels compute no gradients, so a call that will be differentiated runs the ref
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,9 +36,19 @@ def register(
     operator = torch.library.custom_op(
         f"twinshot::{name}", reference, mutates_args=mutates, device_types="cpu"
     )
-    operator.register_kernel("cuda")(launch if HAS_TRITON else reference)
+    operator.register_kernel("cuda")(_with_defaults(reference, launch) if HAS_TRITON else reference)
     operator.register_fake(reference)
     return operator
+
+
+def _with_defaults(reference: Implementation, launch: Implementation) -> Implementation:
+    """Give ``launch`` every argument: torch leaves trailing ones out that equal the schema's defaults."""
+    defaults = [parameter.default for parameter in inspect.signature(reference).parameters.values()]
+
+    def call(*arguments: Any) -> Any:
+        return launch(*arguments, *defaults[len(arguments) :])
+
+    return call
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
