@@ -6,8 +6,8 @@ The one place where an attention kernel is chosen. Every row of a batch attends 
 | choice | when |
 |---|---|
 | ``fa3`` | Hopper, 16 bit, 64 <= D <= 256, the package ``fa3-fwd`` installed, no gradient |
-| ``cudnn`` | Hopper otherwise: torch's SDPA with cuDNN first |
-| ``wide`` | CUDA, D > 256, Triton installed, no gradient: :func:`twinshot_kernels.wide_attention` |
+| ``cudnn`` | Hopper, other D <= 256: torch's SDPA with cuDNN first |
+| ``wide`` | Hopper, 16 bit, one head of 320 to 512, Triton installed, no gradient: our own kernel |
 | ``sdpa`` | everything else: torch's SDPA with its own order |
 
 The environment variable ``TWINSHOT_ATTENTION`` (``fa3``, ``cudnn`` or ``sdpa``) overrides the first two;
@@ -27,11 +27,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from twinshot_kernels._dispatch import needs_gradient
 from twinshot_kernels._triton import HAS_TRITON
-from twinshot_kernels.wide_attention import MAX_HEAD_DIM, wide_attention
+from twinshot_kernels.wide_attention import WIDE_HEAD_DIMS, wide_attention
 
 OVERRIDE = "TWINSHOT_ATTENTION"
 CHOICES = ("fa3", "cudnn", "sdpa")
 FLASH_HEAD_DIMS = range(64, 257)
+HOPPER = 9
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -72,11 +73,12 @@ def attention_backend(dtype: torch.dtype, head_dim: int, device: torch.device) -
     wanted = _override()
     if device.type != "cuda" or wanted == "sdpa":
         return "sdpa"
-    if head_dim > FLASH_HEAD_DIMS.stop - 1:
-        return "wide" if HAS_TRITON and head_dim % 64 == 0 and head_dim <= MAX_HEAD_DIM else "sdpa"
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return wanted if wanted == "cudnn" else "sdpa"
-    flash = HAS_FA3 and dtype in (torch.bfloat16, torch.float16) and head_dim in FLASH_HEAD_DIMS
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return "cudnn" if wanted == "cudnn" else "sdpa"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if head_dim > max(FLASH_HEAD_DIMS):
+        return "wide" if half and head_dim in WIDE_HEAD_DIMS and HAS_TRITON else "sdpa"
+    flash = half and head_dim in FLASH_HEAD_DIMS and HAS_FA3
     return "fa3" if flash and wanted != "cudnn" else "cudnn"
 
 
@@ -99,11 +101,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
     backend = attention_backend(query.dtype, query.shape[-1], query.device)
     forward_only = backend == "fa3" or (backend == "wide" and query.shape[2] == 1 and not causal)
     if forward_only and not needs_gradient(query, key, value):
-        return (
-            _flash3(query, key, value, causal=causal)
-            if backend == "fa3"
-            else wide_attention(query, key, value)
-        )
+        if backend == "wide":
+            return wide_attention(query, key, value)
+        return _flash3(query, key, value, causal=causal)
     if backend in ("fa3", "cudnn"):
         with sdpa_kernel(CUDNN_FIRST, set_priority=True):
             return _sdpa(query, key, value, causal=causal)

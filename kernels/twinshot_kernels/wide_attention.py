@@ -21,7 +21,7 @@ from torch import Tensor
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import TensorDescriptor, jit, tl, triton
 
-MAX_HEAD_DIM = 512
+WIDE_HEAD_DIMS = range(320, 513, 64)
 
 
 class Tile(NamedTuple):
@@ -135,7 +135,7 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let every query attend to every key of its image, with one head wider than flash kernels take.
 
     Args:
-        query: ``[B, N, 1, D]``, D a multiple of 64 from 320 to 512. Rows may be strided.
+        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512; rows may be strided. On CUDA: Hopper.
         key: ``[B, M, 1, D]``.
         value: ``[B, M, 1, D]``.
 
@@ -146,10 +146,8 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ValueError: if the head count or D is another.
     """
     heads, width = query.shape[2:]
-    if heads != 1 or not 256 < width <= MAX_HEAD_DIM or width % 64:
-        raise ValueError(
-            f"{heads} heads of {width}; accepted: one head of a multiple of 64 from 320 to {MAX_HEAD_DIM}."
-        )
+    if heads != 1 or width not in WIDE_HEAD_DIMS:
+        raise ValueError(f"{heads} heads of {width}; accepted: one head of 320, 384, 448 or 512.")
     if needs_gradient(query, key, value):
         return wide_attention_reference(query, key, value)
     result: Tensor = _wide_attention(query, key, value)
