@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.types import EngineInfo, GeneratedBatch, GenerateRequest, StageTimes
+
+# Without a GPU kernels run in Triton's interpreter. Read when they are imported, which test modules do later.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
 
 INFO = EngineInfo(
     name="fake",
@@ -83,8 +88,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,11 +1,11 @@
 """What a checkpoint says about itself in an optional ``twinshot.json``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twinshot_engine.checkpoint import Checkpoint, read_json
+from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.types import Size
 
@@ -50,6 +50,19 @@ class Card:
     description: str = ""
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
 
+    def advertise(self, sizes: tuple[Size, ...]) -> "Card":
+        """Return this card for a server that draws ``sizes`` and no others.
+
+        Raises:
+            CheckpointError: the model cannot draw one of them, or there are none.
+        """
+        impossible = ", ".join(
+            f"{width}x{height}" for width, height in sizes if (width, height) not in self.sizes
+        )
+        if impossible or not sizes:
+            raise CheckpointError(f"Sizes {impossible or '()'} are not supported; supported: {self.sizes}.")
+        return replace(self, sizes=Sizes(sizes))
+
 
 def read_card(checkpoint: Checkpoint, *, multiple: int, longest_side: int) -> Card:
     """Read ``twinshot.json``, or make a card for a checkpoint without one.
@@ -64,11 +77,11 @@ def read_card(checkpoint: Checkpoint, *, multiple: int, longest_side: int) -> Ca
     """
     possible = _possible_sizes(multiple, min(longest_side, _LARGEST))
     path = checkpoint.folder / _FILE
-    if not path.is_file():
-        return Card(checkpoint.folder.name, possible)
-    content = read_json(path)
+    if not checkpoint.has(_FILE):
+        return Card(checkpoint.name, possible)
+    content = checkpoint.read_json(_FILE)
     return Card(
-        name=str(content.get("name", checkpoint.folder.name)),
+        name=str(content.get("name", checkpoint.name)),
         sizes=_read_sizes(content["sizes"], possible, path) if "sizes" in content else possible,
         description=str(content.get("description", "")),
         vocabulary=_read_vocabulary(content.get("vocabulary", {}), path),

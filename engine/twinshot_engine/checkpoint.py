@@ -4,17 +4,19 @@ A checkpoint is data from elsewhere: whatever is wrong with it becomes one :clas
 names the file. Nothing in it is ever unpickled or executed.
 """
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
 
 from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
+from twinshot_engine.files import quoted, read_json, tell
+from twinshot_engine.weights import StoredPart, find_part
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "miniature"
 
@@ -34,6 +36,11 @@ class Checkpoint:
     revision: str | None = None
 
     @property
+    def name(self) -> str:
+        """What to call it where its card does not say."""
+        return self.folder.name
+
+    @property
     def family(self) -> str:
         """The pipeline class that ``model_index.json`` names."""
         return str(self.read_json("model_index.json").get("_class_name"))
@@ -46,6 +53,37 @@ class Checkpoint:
         """
         return read_json(self.folder.joinpath(*path))
 
+    def has(self, *path: str) -> bool:
+        """Whether there is such a file."""
+        return self.folder.joinpath(*path).is_file()
+
+    def part(
+        self,
+        name: str,
+        *,
+        rename: Callable[[str], str] = lambda name: name,
+        ignored: Callable[[str], bool] = lambda _name: False,
+    ) -> StoredPart:
+        """Read the headers of a part's weights; see :func:`~twinshot_engine.weights.find_part`."""
+        return find_part(self.folder / name, rename=rename, ignored=ignored)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer, which must have a chat template.
+
+        Raises:
+            CheckpointError: it is missing, damaged or has no template.
+        """
+        folder = self.folder / "tokenizer"
+        if not folder.is_dir():
+            raise CheckpointError(f"{quoted(folder)} is missing.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise CheckpointError(f"{quoted(folder)} holds no usable tokenizer: {tell(error)}.") from error
+        if not getattr(tokenizer, "chat_template", None):
+            raise CheckpointError(f"{quoted(folder)} has no chat template.")
+        return tokenizer
+
     def build(self, part: str, build: Callable[[dict[str, Any]], _Built]) -> _Built:
         """Build something from a part's ``config.json``.
 
@@ -57,7 +95,7 @@ class Checkpoint:
             return build(config)
         except Exception as error:  # a config holds foreign values, and each may break something else
             raise CheckpointError(
-                f"{_quoted(self.folder / part / 'config.json')} cannot be used: {tell(error)}."
+                f"{quoted(self.folder / part / 'config.json')} cannot be used: {tell(error)}."
             ) from error
 
 
@@ -78,33 +116,6 @@ def find_checkpoint(reference: str) -> Checkpoint:
             f"There is no folder {reference!r}, and it is not a Hub id: 'org/name[/subfolder][@revision]'."
         )
     return _download(reference, match["repository"], match["subfolder"], match["revision"])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object from a checkpoint.
-
-    Raises:
-        CheckpointError: the file is missing or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{_quoted(path)} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{_quoted(path)} is not readable JSON: {tell(error)}.") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{_quoted(path)} holds a {type(content).__name__}, not a JSON object.")
-    return dict(content)
-
-
-def tell(error: BaseException) -> str:
-    """Put an error on one line, short enough to stand inside a sentence."""
-    line = " ".join(str(error).split()).rstrip(".")
-    return line[:300] or type(error).__name__
-
-
-def _quoted(path: Path) -> str:
-    return f"'{path}'"
 
 
 def _find_builtin() -> Checkpoint:

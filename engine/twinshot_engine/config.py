@@ -1,14 +1,19 @@
 """What to load, and where and how to compute."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from twinshot_engine.types import Size
+
 BUILTIN = "builtin"
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+_BACKENDS = ("auto", "eager", "fused")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +21,18 @@ class EngineConfig:
     """Settings of an :class:`~twinshot_engine.engine.Engine`.
 
     Attributes:
-        checkpoint: ``builtin``, a folder, or a Hub id ``org/name[/subfolder][@revision]``.
+        checkpoint: ``builtin``, a folder, a Hub id ``org/name[/subfolder][@revision]``, or ``random:z-image``
+            for random weights of the published sizes.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
-        precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32`` or ``bf16``.
-        max_batch: most requests in one batch.
+        precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32``, ``bf16`` or ``fp8``.
+        text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting.
+        backend: ``fused`` replays CUDA graphs captured while warming, ``eager`` runs the same operations one
+            by one, ``auto`` is fused on a GPU.
+        sizes: the sizes to advertise, as (width, height), default first; None for the checkpoint's own.
+        steps: the step counts to advertise; their constants are computed at load.
+        batch_sizes: how many images may share one pass on the fused backend; 1 must be among them.
+        max_batch: most requests in one call.
+        text_cache_bytes: most bytes of encoded prompts kept on the device; 0 keeps none.
         threads: CPU threads for the whole process; None leaves torch's own choice.
 
     Raises:
@@ -29,28 +42,46 @@ class EngineConfig:
     checkpoint: str = BUILTIN
     device: str = "auto"
     precision: str = "auto"
+    text_fp8: bool = False
+    backend: str = "auto"
+    sizes: tuple[Size, ...] | None = None
+    steps: tuple[int, ...] = (1, 2, 4)
+    batch_sizes: tuple[int, ...] = (1,)
     max_batch: int = 8
+    text_cache_bytes: int = 256 * 2**20
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device {self.device!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
-        if self.precision not in ("auto", *_DTYPES):
-            raise ValueError(f"precision {self.precision!r} is not 'auto', 'fp32' or 'bf16'")
-        if self.max_batch < 1:
-            raise ValueError(f"max_batch {self.max_batch} is not at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads {self.threads} is not at least 1")
+        _check_choice("precision", self.precision, ("auto", *_DTYPES))
+        _check_choice("backend", self.backend, _BACKENDS)
+        for name in ("max_batch", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} is not at least 1")
+        if self.text_cache_bytes < 0:
+            raise ValueError(f"text_cache_bytes {self.text_cache_bytes} is not at least 0")
+        if not self.steps:
+            raise ValueError("steps is empty: at least one step count must be advertised")
+        if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them")
 
     def placement(self) -> "Placement":
         """Resolve the automatic choices on this machine.
 
         Raises:
-            ValueError: the device does not exist here.
+            ValueError: the device does not exist here, or cannot do what is asked for.
         """
         device = self._find_device()
         automatic = "bf16" if device.type == "cuda" else "fp32"
-        return Placement(device, automatic if self.precision == "auto" else self.precision)
+        precision = automatic if self.precision == "auto" else self.precision
+        if precision == "fp8" or self.text_fp8:
+            _check_fp8(device)
+        backend = ("fused" if device.type == "cuda" else "eager") if self.backend == "auto" else self.backend
+        if backend == "fused" and device.type != "cuda":
+            raise ValueError(f"backend 'fused' needs a GPU, not {str(device)!r}: 'eager' is accepted there")
+        return Placement(device, precision, self.text_fp8, backend)
 
     def _find_device(self) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -65,12 +96,42 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model lives and in which number format."""
+    """Where a model lives, in which number format, and what runs it."""
 
     device: torch.device
     precision: str
+    text_fp8: bool = False
+    backend: str = "eager"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The torch type of :attr:`precision`."""
+        """The torch type of activations, and of the weights that are not fp8."""
         return _DTYPES[self.precision]
+
+    @property
+    def text_precision(self) -> str:
+        """The format of the text encoder's projections: ``fp8``, else the type of everything around."""
+        if self.text_fp8:
+            return "fp8"
+        return "fp32" if self.dtype == torch.float32 else "bf16"
+
+
+def _check_choice(name: str, value: str, accepted: Iterable[str]) -> None:
+    if value not in accepted:
+        *most, last = (repr(choice) for choice in accepted)
+        raise ValueError(f"{name} {value!r} is not {', '.join(most)} or {last}")
+
+
+def _check_fp8(device: torch.device) -> None:
+    needed = ".".join(map(str, _FP8_CAPABILITY))
+    if device.type != "cuda":
+        raise ValueError(
+            f"fp8 needs a GPU of compute capability {needed} or newer, not {str(device)!r}: "
+            "precisions 'fp32' and 'bf16' are accepted there"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        raise ValueError(
+            f"fp8 needs compute capability {needed} or newer, but {torch.cuda.get_device_name(device)} has "
+            f"{'.'.join(map(str, capability))}: precisions 'fp32' and 'bf16' are accepted there"
+        )

@@ -2,31 +2,26 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twinshot_engine.backends import BACKENDS, Stages
+from twinshot_engine.backends.stages import Advertised
 from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
-from twinshot_engine.config import EngineConfig
+from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.families import Model, find_family
 from twinshot_engine.families.model import Progress
 from twinshot_engine.noise import Noise
-from twinshot_engine.schedule import (
-    SUPPORTED_STEPS,
-    Schedule,
-    advance,
-    estimate_data,
-    estimate_noise,
-    schedule_for,
-)
+from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stopwatch import Stopwatch
-from twinshot_engine.text import TextEmbeddings
-from twinshot_engine.transformer.config import TOKEN_MULTIPLE
+from twinshot_engine.text import CacheStatistics, CaptionCache
 from twinshot_engine.types import EngineInfo, GeneratedBatch, GenerateRequest, StageTimes
-from twinshot_kernels import quantize_pixels
 
 __all__ = ["Engine", "EngineInfo"]
 
@@ -38,10 +33,13 @@ _Rows = list[int] | slice
 class Engine:
     """A loaded model. Use :meth:`load`; one thread at a time may generate, any may validate."""
 
-    def __init__(self, model: Model, info: EngineInfo, max_batch: int) -> None:
+    def __init__(self, model: Model, info: EngineInfo, config: EngineConfig) -> None:
         self.info = info
-        self.max_batch = max_batch
+        self.max_batch = config.max_batch
         self._model = model
+        self._config = config
+        self._stages = BACKENDS[model.placement.backend](model)
+        self._cache = CaptionCache(config.text_cache_bytes)
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress | None = None) -> "Engine":
@@ -53,24 +51,52 @@ class Engine:
                 ends the loading.
 
         Raises:
-            CheckpointError: the checkpoint is missing, damaged or not supported.
-            ValueError: the device does not exist.
+            CheckpointError: the checkpoint is missing, damaged, not supported or too large for the device.
+            ValueError: the device does not exist or cannot do what is asked for.
         """
         report = progress or (lambda _stage, _fraction: None)
         started = time.perf_counter()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         placement = config.placement()
+        set_number_formats(placement)
         report("checkpoint", 0.0)
-        checkpoint = find_checkpoint(config.checkpoint)
-        model = find_family(checkpoint)(checkpoint, placement, report)
+        wanted = config.checkpoint
+        checkpoint = find_random(wanted) if wanted.startswith(PREFIX) else find_checkpoint(wanted)
+        model = find_family(checkpoint)(checkpoint, config, placement, report)
         report("ready", 1.0)
-        return cls(model, _describe(checkpoint, model, time.perf_counter() - started), config.max_batch)
+        return cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)
 
-    def warm(self) -> None:
-        """Draw one image of the default size, so that the first request is as fast as the next."""
-        width, height = self.info.sizes[0]
-        self.generate([GenerateRequest("warm up", seed=0, width=width, height=height)])
+    @property
+    def stages(self) -> Stages:
+        """What runs the model, for those who measure its parts one by one."""
+        return self._stages
+
+    @property
+    def model(self) -> Model:
+        """What was loaded."""
+        return self._model
+
+    @property
+    def cache_statistics(self) -> CacheStatistics:
+        """Hits and misses of the captions kept by prompt, and what they take."""
+        return replace(self._cache.statistics)
+
+    def warm(self, progress: Progress | None = None) -> None:
+        """Do once whatever makes a first request slow, for every advertised size and caption length.
+
+        Args:
+            progress: called before each piece of work with its name and the fraction done; what it raises
+                ends the warming.
+        """
+        report = progress or (lambda _stage, _fraction: None)
+        advertised = Advertised(
+            self._model.card.sizes.listed, self._config.batch_sizes, self._model.tokenizer.buckets
+        )
+        with torch.inference_mode():
+            for name, done in self._stages.prepare(advertised):
+                report(name, done)
+        report("ready", 1.0)
 
     def validate(self, request: GenerateRequest) -> None:
         """Check everything that a request's author decides.
@@ -89,12 +115,11 @@ class Engine:
             )
         if request.steps not in self.info.steps:
             raise InvalidRequestError(
-                f"{request.steps} steps are not supported; "
-                f"supported: {self.info.steps[0]} to {self.info.steps[-1]}."
+                f"{request.steps} steps are not supported; supported: {', '.join(map(str, self.info.steps))}."
             )
         if not 0 <= request.seed <= LARGEST_SEED:
             raise InvalidRequestError(f"The seed {request.seed} is outside of 0 to {LARGEST_SEED}.")
-        self._model.text.tokenize(request.prompt)
+        self._model.tokenizer.encode(request.prompt)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
@@ -106,13 +131,11 @@ class Engine:
         """
         self._check_batch(requests)
         watch = Stopwatch(self._model.placement.device)
-        embeddings = self.encode_text(requests)
+        captions = self.encode_text(requests)
         watch.lap("text")
-        noise = self.draw_noise(requests)
-        latents = self.denoise(noise, embeddings, schedule_for(requests[0].steps))
+        latents = self.denoise(self.draw_noise(requests), captions, requests[0].steps)
         watch.lap("denoise")
-        pixels = self.decode(latents)
-        images = self.quantise(pixels)
+        images = self.fetch(self.decode(latents))
         watch.lap("decode")
         return GeneratedBatch(images, StageTimes(**watch.stop()))
 
@@ -120,54 +143,70 @@ class Engine:
     def latents(self, requests: Sequence[GenerateRequest]) -> Tensor:
         """Return what :meth:`generate` would decode: ``[B, C, h, w]`` fp32 in the transformer's scale."""
         self._check_batch(requests)
-        return self.denoise(
-            self.draw_noise(requests), self.encode_text(requests), schedule_for(requests[0].steps)
-        )
+        return self.denoise(self.draw_noise(requests), self.encode_text(requests), requests[0].steps)
 
-    def encode_text(self, requests: Sequence[GenerateRequest]) -> TextEmbeddings:
-        """Embed the prompts; see :meth:`TextEncoder.encode`."""
-        return self._model.text.encode([request.prompt for request in requests])
+    def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Tensor]:
+        """Embed the prompts one by one as ``[1, L, dim]``, or take them from the cache."""
+        return [self._encode(request.prompt) for request in requests]
 
     def draw_noise(self, requests: Sequence[GenerateRequest]) -> Noise:
         """Seed a generator for every request."""
         shape = self._model.latent_shape(requests[0].width, requests[0].height)
         return Noise([request.seed for request in requests], shape, self._model.placement.device)
 
-    def denoise(self, noise: Noise, text: TextEmbeddings, schedule: Schedule) -> Tensor:
-        """Run the transformer along a schedule and return its last estimate of the data."""
-        groups = _group_by_caption(text.lengths)
-        latents = data = noise.draw()
-        for t, target_t, t_next in zip(schedule.t, schedule.target_t, schedule.t_next, strict=True):
-            velocity = self._predict(latents, t, target_t, text, groups)
-            data = estimate_data(latents, velocity, t)
-            if t_next > 0:
-                fresh = noise.draw() if schedule.noise_ratio > 0 else None
-                remaining = estimate_noise(latents, velocity, t)
-                latents = advance(data, remaining, fresh, t_next, schedule.noise_ratio)
-        return data
+    def denoise(self, noise: Noise, captions: Sequence[Tensor], steps: int) -> Tensor:
+        """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32."""
+        batches = self._split(captions)
+        latents = noise.draw()
+        for constants in self._model.passes[steps]:
+            fresh = noise.draw() if constants.renoises else None
+            moved = torch.empty_like(latents)
+            for rows, caption in batches:
+                own = None if fresh is None else fresh[rows]
+                moved[rows] = self._stages.denoise(latents[rows], own, caption, constants)
+            latents = moved
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents ``[B, C, h, w]`` to pixels ``[B, 3, H, W]`` in about [-1, 1]."""
-        pixels: Tensor = self._model.decoder(latents.to(self._model.placement.dtype))
-        return pixels
+        """Decode latents ``[B, C, h, w]`` to images ``[B, H, W, 3]`` uint8, on the device."""
+        parts = torch.split(latents, self._stages.batches(len(latents)))
+        if len(parts) == 1:
+            return self._stages.decode(latents)
+        return torch.cat([self._stages.decode(part).clone() for part in parts])
 
-    def quantise(self, pixels: Tensor) -> NDArray[np.uint8]:
-        """Turn pixels into bytes ``[B, H, W, 3]`` on the device and copy them to the host."""
-        return quantize_pixels(pixels).cpu().numpy()
+    def fetch(self, images: Tensor) -> NDArray[np.uint8]:
+        """Copy images to the host, and wait for them."""
+        if images.device.type == "cpu":
+            return images.numpy()
+        pinned = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+        pinned.copy_(images, non_blocking=True)
+        torch.cuda.current_stream(images.device).synchronize()
+        return pinned.numpy()
 
-    def _predict(
-        self, latents: Tensor, t: float, target_t: float, text: TextEmbeddings, groups: dict[int, _Rows]
-    ) -> Tensor:
-        """Predict the velocity, one pass for each padded caption length, as the positions depend on it."""
-        model, dtype, device = self._model.transformer, self._model.placement.dtype, latents.device
-        times = torch.tensor([[t], [target_t]], dtype=torch.float64, device=device)
-        time_embedding = model.embed_time(times[0], times[1])
-        velocity = torch.empty_like(latents)
-        for tokens, rows in groups.items():
-            embeddings, lengths = text.embeddings[rows, :tokens], text.lengths[rows]
-            prediction = model(latents[rows].to(dtype), time_embedding, embeddings, lengths)
-            velocity[rows] = -prediction.to(velocity.dtype)
-        return velocity
+    def _encode(self, prompt: str) -> Tensor:
+        ids = self._model.tokenizer.encode(prompt)
+        key = tuple(ids)
+        caption = self._cache.get(key)
+        if caption is None:
+            caption = self._stages.encode(*self._model.tokenizer.pad(ids))
+            self._cache.put(key, caption)
+        return caption
+
+    def _split(self, captions: Sequence[Tensor]) -> list[tuple[_Rows, Tensor]]:
+        """Group images by caption length, which their positions depend on, in batches that one pass takes.
+
+        Returns pairs of rows and their captions ``[b, L, dim]``.
+        """
+        by_length: dict[int, list[int]] = {}
+        for row, caption in enumerate(captions):
+            by_length.setdefault(caption.shape[1], []).append(row)
+        batches: list[tuple[_Rows, Tensor]] = []
+        for rows in by_length.values():
+            left = iter(rows)
+            for count in self._stages.batches(len(rows)):
+                some = list(islice(left, count))
+                batches.append((_as_slice(some), torch.cat([captions[row] for row in some])))
+        return batches
 
     def _check_batch(self, requests: Sequence[GenerateRequest]) -> None:
         if not 1 <= len(requests) <= self.max_batch:
@@ -175,15 +214,15 @@ class Engine:
         kinds = {(request.width, request.height, request.steps) for request in requests}
         if len(kinds) > 1:
             raise ValueError(f"a batch shares one width, height and step count, but has {sorted(kinds)}")
+        if requests[0].steps not in self._model.passes:
+            raise ValueError(
+                f"{requests[0].steps} steps were not advertised: {', '.join(map(str, self.info.steps))} were"
+            )
 
 
-def _group_by_caption(lengths: Tensor) -> dict[int, _Rows]:
-    """Map each padded caption length to the rows that have it."""
-    groups: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths.tolist()):
-        groups.setdefault(length + -length % TOKEN_MULTIPLE, []).append(row)
-    # A slice needs no copy, and one length for all is the usual case.
-    return dict.fromkeys(groups, slice(None)) if len(groups) == 1 else dict(groups)
+def _as_slice(rows: list[int]) -> _Rows:
+    """Rows without a gap as a slice, which needs neither a copy nor a word with the device."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def _is_text(prompt: str) -> bool:
@@ -194,7 +233,15 @@ def _is_text(prompt: str) -> bool:
     return True
 
 
-def _describe(checkpoint: Checkpoint, model: Model, seconds: float) -> EngineInfo:
+def set_number_formats(placement: Placement) -> None:
+    """Set what torch keeps for the whole process: exact fp32 as the reference, and tuned convolutions."""
+    if placement.device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = placement.precision != "fp32"
+        torch.backends.cudnn.benchmark = placement.backend == "fused"
+
+
+def describe(checkpoint: Checkpoint, model: Model, config: EngineConfig, seconds: float) -> EngineInfo:
+    """Tell what was loaded."""
     return EngineInfo(
         name=model.card.name,
         family=checkpoint.family,
@@ -202,12 +249,14 @@ def _describe(checkpoint: Checkpoint, model: Model, seconds: float) -> EngineInf
         revision=checkpoint.revision,
         device=str(model.placement.device),
         precision=model.placement.precision,
+        text_precision=model.placement.text_precision,
+        backend=model.placement.backend,
         torch_version=torch.__version__,
         parameters=model.count_parameters(),
         sizes=model.card.sizes.listed,
         size_rule=str(model.card.sizes),
-        steps=SUPPORTED_STEPS,
-        max_prompt_tokens=model.text.max_tokens,
+        steps=config.steps,
+        max_prompt_tokens=model.tokenizer.max_tokens,
         load_seconds=seconds,
         description=model.card.description,
         vocabulary=model.card.vocabulary,

@@ -5,5 +5,9 @@ class CheckpointError(Exception):
     """A checkpoint is missing, damaged, or of a kind that cannot be served."""
 
 
+class NotEnoughMemoryError(CheckpointError):
+    """A checkpoint would not fit into the device's memory."""
+
+
 class InvalidRequestError(ValueError):
     """A request asks for something this checkpoint cannot do; the caller can correct it."""

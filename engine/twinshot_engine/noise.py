@@ -20,5 +20,8 @@ class Noise:
 
     def draw(self) -> Tensor:
         """Draw standard normal noise for every image: ``[B, *shape]`` fp32 on the device."""
-        rows = [torch.randn(self._shape, generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(self._device)
+        pinned = self._device.type == "cuda"  # so that the copy does not stop the host
+        drawn = torch.empty(len(self._generators), *self._shape, pin_memory=pinned)
+        for row, generator in zip(drawn, self._generators, strict=True):
+            torch.randn(self._shape, generator=generator, out=row)
+        return drawn.to(self._device, non_blocking=True)

@@ -38,6 +38,19 @@ class Schedule:
         """The time after each pass; 0 after the last."""
         return (*self.t[1:], 0.0)
 
+    @property
+    def weights(self) -> tuple[tuple[float, float, float], ...]:
+        """For each pass, how much of the latents x, the velocity v and fresh noise e the next latents are.
+
+        The data behind the latents is estimated as ``x - t v``, their noise as ``x + (1 - t) v``. At the next
+        time s they are mixed as ``(1 - s) data + s (sqrt(1 - r) noise + sqrt(r) e)`` with r the noise ratio.
+        """
+        kept, renewed = math.sqrt(1 - self.noise_ratio), math.sqrt(self.noise_ratio)
+        return tuple(
+            (1 - s + s * kept, s * kept * (1 - t) - (1 - s) * t, s * renewed)
+            for t, s in zip(self.t, self.t_next, strict=True)
+        )
+
 
 def few(steps: int) -> Schedule:
     """Aim at the data every time and renoise in between. Raises ValueError unless steps is 1, 2 or 4."""
@@ -77,29 +90,17 @@ def schedule_for(steps: int) -> Schedule:
     return any_step(steps) if steps < _FEWEST_MULTI_STEPS else multi_step(steps)
 
 
-def estimate_data(latents: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """Estimate the data behind noisy latents: ``x - t v``."""
-    return latents - t * velocity
-
-
-def estimate_noise(latents: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """Estimate the noise in noisy latents: ``x + (1 - t) v``."""
-    return latents + (1 - t) * velocity
-
-
-def advance(data: Tensor, noise: Tensor, fresh: Tensor | None, t_next: float, noise_ratio: float) -> Tensor:
-    """Mix the two estimates at the next time.
+def advance(latents: Tensor, velocity: Tensor, fresh: Tensor, weights: Tensor) -> Tensor:
+    """Move latents to the next time.
 
     Args:
-        data: from :func:`estimate_data`.
-        noise: from :func:`estimate_noise`.
-        fresh: standard normal, of the same shape; may be None if ``noise_ratio`` is 0.
-        t_next: the time to mix at.
-        noise_ratio: the share of ``fresh``.
+        latents: noisy, any shape, fp32.
+        velocity: predicted there.
+        fresh: standard normal noise; may be anything finite where its weight is 0.
+        weights: ``[3]``, a pass's :attr:`Schedule.weights`.
     """
-    if fresh is not None:
-        noise = math.sqrt(1 - noise_ratio) * noise + math.sqrt(noise_ratio) * fresh
-    return (1 - t_next) * data + t_next * noise
+    of_latents, of_velocity, of_fresh = weights.unbind()
+    return of_latents * latents + of_velocity * velocity + of_fresh * fresh
 
 
 def _check_positive(steps: int) -> None:

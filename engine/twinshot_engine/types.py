@@ -60,12 +60,14 @@ class EngineInfo:
         checkpoint: the reference it was loaded by.
         revision: the Hub commit, or None for a folder.
         device: such as ``cpu`` or ``cuda:0``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``fp8``.
+        text_precision: ``fp8``, or the type of the text encoder's projections.
+        backend: ``eager`` or ``fused``.
         torch_version: of the running torch.
         parameters: counts of the parts ``text``, ``transformer`` and ``decoder`` as loaded.
         sizes: supported sizes with the default first; examples only if ``size_rule`` allows more.
         size_rule: the supported sizes in words.
-        steps: supported step counts.
+        steps: the step counts that are advertised, and no others.
         max_prompt_tokens: longest prompt with its chat template.
         load_seconds: from the start of loading until ready.
         description: one line about the checkpoint; may be empty.
@@ -87,3 +89,5 @@ class EngineInfo:
     load_seconds: float
     description: str = ""
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
+    text_precision: str = "fp32"
+    backend: str = "eager"

@@ -1,69 +1,200 @@
-"""Read safetensors, single or sharded, and put them into a module built on the meta device."""
+"""Read safetensors, single or sharded, into a module built on the meta device.
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+First the files' headers are read and compared with what the module expects, so that whatever is wrong is
+said before anything is allocated. Then each tensor goes straight from its file to the device and into its
+slot, which may be some rows of a packed weight; where the slot is fp8 the tensor is quantised on arrival. At
+no time are two copies of a part in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from twinshot_engine.checkpoint import read_json, tell
-from twinshot_engine.config import Placement
 from twinshot_engine.errors import CheckpointError
+from twinshot_engine.files import read_json, tell
+from twinshot_kernels import quantize_rows
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_FLOATING = frozenset(("F64", "F32", "F16", "BF16"))
 
 
-def load_weights(
-    module: nn.Module,
+class Slot(NamedTuple):
+    """Where a stored tensor goes: a parameter of the module, or ``rows`` of one."""
+
+    parameter: str
+    rows: slice | None = None
+
+
+class Header(NamedTuple):
+    """What a file says about one of its tensors; ``key`` is the tensor's name there."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The tensors in a part's folder, by name, none of them read yet."""
+
+    folder: Path
+    headers: Mapping[str, Header]
+    ignored: Callable[[str], bool] = field(default=lambda _name: False)
+    """Says which stored tensors are known and deliberately not read."""
+
+    def check(self, module: nn.Module, slots: Mapping[str, Slot]) -> None:
+        """Compare the headers with what ``module`` expects.
+
+        Args:
+            module: on the meta device.
+            slots: from stored names to the module's parameters.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, misshapen or not floating point.
+        """
+        if missing := sorted(slots.keys() - self.headers.keys()):
+            raise CheckpointError(f"'{self.folder}' lacks {_list(missing)}.")
+        unknown = sorted(name for name in self.headers.keys() - slots.keys() if not self.ignored(name))
+        if unknown:
+            raise CheckpointError(f"'{self.folder}' has unknown parameters: {_list(unknown)}.")
+        parameters = dict(module.named_parameters())
+        for name, slot in slots.items():
+            self._check_tensor(name, _shape(parameters[slot.parameter], slot.rows))
+
+    def fill(
+        self,
+        module: nn.Module,
+        slots: Mapping[str, Slot],
+        device: torch.device,
+        report: Callable[[float], None] = lambda _fraction: None,
+    ) -> None:
+        """Allocate a checked module on ``device`` and read its weights; it is frozen and ready to run.
+
+        Args:
+            module: on the meta device, its parameters already of the type they shall have.
+            slots: as for :meth:`check`.
+            device: where to.
+            report: receives the share of the bytes read so far, 0 to 1.
+
+        Raises:
+            CheckpointError: a file turns out to be damaged.
+        """
+        module.to_empty(device=device)
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        total = sum(_numel(self.headers[name].shape) for name in slots) or 1
+        done = 0
+        for name, tensor in self.read(slots, device):
+            slot = slots[name]
+            scale = buffers.get(f"{slot.parameter.removesuffix('.weight')}.weight_scale")
+            _store(parameters[slot.parameter].data, scale, slot.rows, tensor)
+            done += tensor.numel()
+            report(done / total)
+        module.requires_grad_(requires_grad=False)
+        module.eval()
+
+    def read(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Read some tensors in the order of their files.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        wanted = sorted(names, key=lambda name: (self.headers[name].path, name))
+        for path, group in groupby(wanted, key=lambda name: self.headers[name].path):
+            with _opened(path, str(device)) as file:
+                for name in group:
+                    yield name, file.get_tensor(self.headers[name].key)
+
+    def _check_tensor(self, name: str, expected: tuple[int, ...]) -> None:
+        header = self.headers[name]
+        if header.kind not in _FLOATING:
+            raise CheckpointError(
+                f"'{header.path}' stores {name!r} as {header.kind}, "
+                f"not as one of {', '.join(sorted(_FLOATING))}."
+            )
+        if header.shape != expected:
+            raise CheckpointError(
+                f"'{self.folder}' stores {name!r} as {list(header.shape)}, "
+                f"where its config says {list(expected)}."
+            )
+
+
+def find_part(
     folder: Path,
-    placement: Placement,
     *,
-    keep: Callable[[str], bool] = lambda _: True,
     rename: Callable[[str], str] = lambda name: name,
-) -> None:
-    """Fill a module from a part's folder, without allocating its parameters twice.
+    ignored: Callable[[str], bool] = lambda _name: False,
+) -> StoredPart:
+    """Read the headers of a part's safetensors files.
 
     Args:
-        module: built on the meta device; its parameters are replaced and frozen.
         folder: holds ``diffusion_pytorch_model`` or ``model``, as ``.safetensors`` or shards with an index.
-        placement: device and type of the loaded parameters.
-        keep: which stored names to read; the others never leave the disk.
-        rename: from a stored name to the module's.
+        rename: from a tensor's name in the file to the name it is known by here.
+        ignored: names of tensors that are known and not needed.
 
     Raises:
-        CheckpointError: a file or a parameter is missing, damaged, misshapen or unknown.
+        CheckpointError: a file is missing, pickled, truncated or no safetensors file.
     """
-    weights = {
-        # On the CPU a tensor is a view of the file: unaligned, and at the mercy of whoever changes the file.
-        rename(name): tensor.to(placement.dtype, copy=placement.device.type == "cpu")
-        for path in weight_files(folder)
-        for name, tensor in _read(path, keep, placement.device)
-    }
-    _check(module.state_dict(), weights, folder)
-    module.load_state_dict(weights, assign=True)
-    module.requires_grad_(requires_grad=False)
-    module.eval()
+    headers: dict[str, Header] = {}
+    for path in _files(folder):
+        with _opened(path, "cpu") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                piece = file.get_slice(key)
+                headers[rename(key)] = Header(path, key, tuple(piece.get_shape()), str(piece.get_dtype()))
+    return StoredPart(folder, headers, ignored)
 
 
-def weight_names(folder: Path) -> set[str]:
-    """List the stored parameters of a part without reading them.
+def same_names(module: nn.Module) -> dict[str, Slot]:
+    """Slots of a module whose parameters are stored under their own names."""
+    return {name: Slot(name) for name, _ in module.named_parameters()}
 
-    Raises:
-        CheckpointError: a file is missing or damaged.
+
+def pack(slots: dict[str, Slot], parameter: str, parts: Iterable[tuple[str, int]]) -> None:
+    """Replace the slot of a packed parameter by slots of the parts it is stored as.
+
+    Args:
+        slots: changed in place.
+        parameter: the packed parameter.
+        parts: stored name and row count of each part, in the order they are packed.
     """
-    return {name for path in weight_files(folder) for name in _names(path)}
+    del slots[parameter]
+    start = 0
+    for name, rows in parts:
+        slots[name] = Slot(parameter, slice(start, start + rows))
+        start += rows
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Find the safetensors files of a part.
+def _store(target: Tensor, scale: Tensor | None, rows: slice | None, tensor: Tensor) -> None:
+    rows = rows or slice(None)
+    if scale is None:
+        target[rows].copy_(tensor)
+        return
+    values, row_scale = quantize_rows(tensor)
+    target[rows].copy_(values)
+    scale[rows].copy_(row_scale.squeeze(-1))
 
-    Raises:
-        CheckpointError: there are none, or the index is unusable.
-    """
+
+def _shape(parameter: Tensor, rows: slice | None) -> tuple[int, ...]:
+    if rows is None:
+        return tuple(parameter.shape)
+    return (rows.stop - rows.start, *parameter.shape[1:])
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _files(folder: Path) -> list[Path]:
     for stem in _STEMS:
         if (index := folder / f"{stem}.safetensors.index.json").is_file():
             return _shards(index)
@@ -90,41 +221,13 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open(path: Path, device: str) -> Any:
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
     try:
-        return safe_open(path, framework="pt", device=device)
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is truncated or not a safetensors file: {tell(error)}.") from error
-
-
-def _names(path: Path) -> Iterable[str]:
-    with _open(path, "cpu") as file:
-        return list(file.keys())
-
-
-def _read(path: Path, keep: Callable[[str], bool], device: torch.device) -> Iterable[tuple[str, Tensor]]:
-    with _open(path, str(device)) as file:
-        for name in filter(keep, file.keys()):
-            try:
-                tensor = file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"'{path}' is damaged at {name!r}: {tell(error)}.") from error
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"'{path}' stores {name!r} as {tensor.dtype}, not as floating point.")
-            yield name, tensor
-
-
-def _check(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
-    if missing := sorted(expected.keys() - found.keys()):
-        raise CheckpointError(f"'{folder}' lacks {_list(missing)}.")
-    if unknown := sorted(found.keys() - expected.keys()):
-        raise CheckpointError(f"'{folder}' has unknown parameters: {_list(unknown)}.")
-    for name, parameter in expected.items():
-        if parameter.shape != found[name].shape:
-            raise CheckpointError(
-                f"'{folder}' stores {name!r} as {list(found[name].shape)}, "
-                f"where its config says {list(parameter.shape)}."
-            )
 
 
 def _list(names: list[str]) -> str:

@@ -1,23 +1,79 @@
 """Tensor operations of twinshot, one a file, each with its plain-torch reference.
 
-Importing this package never needs Triton: every operation has a CPU implementation.
+Importing this package never needs Triton: every operation has a CPU implementation. On CUDA its Triton
+kernel runs instead, unless a gradient is wanted: then the reference does, and autograd follows it.
 """
 
-from twinshot_kernels.attention import attention, attention_reference
+from twinshot_kernels.attention import attention, attention_backend, attention_reference
+from twinshot_kernels.gated_residual_norm import (
+    gated_residual_norm,
+    gated_residual_norm_fp8,
+    gated_residual_norm_fp8_reference,
+    gated_residual_norm_reference,
+)
+from twinshot_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from twinshot_kernels.group_statistics import (
+    group_statistics,
+    group_statistics_reference,
+    residual_statistics,
+    residual_statistics_reference,
+)
+from twinshot_kernels.qk_norm_rotary import qk_norm_rotary, qk_norm_rotary_reference
 from twinshot_kernels.quantize_pixels import quantize_pixels, quantize_pixels_reference
-from twinshot_kernels.rms_norm import rms_norm, rms_norm_reference
+from twinshot_kernels.quantize_rows import quantize_rows, quantize_rows_reference
+from twinshot_kernels.residual_norm import (
+    residual_norm,
+    residual_norm_fp8,
+    residual_norm_fp8_reference,
+    residual_norm_reference,
+)
+from twinshot_kernels.rms_norm import (
+    rms_norm,
+    rms_norm_fp8,
+    rms_norm_fp8_reference,
+    rms_norm_reference,
+)
 from twinshot_kernels.rotary import rotary, rotary_reference
-from twinshot_kernels.swiglu import swiglu, swiglu_reference
+from twinshot_kernels.scaled_linear import scaled_linear, scaled_linear_reference
+from twinshot_kernels.swiglu import swiglu, swiglu_fp8, swiglu_fp8_reference, swiglu_reference
+from twinshot_kernels.wide_attention import wide_attention, wide_attention_reference
 
 __all__ = [
     "attention",
+    "attention_backend",
     "attention_reference",
+    "gated_residual_norm",
+    "gated_residual_norm_fp8",
+    "gated_residual_norm_fp8_reference",
+    "gated_residual_norm_reference",
+    "group_norm_silu",
+    "group_norm_silu_reference",
+    "group_statistics",
+    "group_statistics_reference",
+    "qk_norm_rotary",
+    "qk_norm_rotary_reference",
     "quantize_pixels",
     "quantize_pixels_reference",
+    "quantize_rows",
+    "quantize_rows_reference",
+    "residual_norm",
+    "residual_norm_fp8",
+    "residual_norm_fp8_reference",
+    "residual_norm_reference",
+    "residual_statistics",
+    "residual_statistics_reference",
     "rms_norm",
+    "rms_norm_fp8",
+    "rms_norm_fp8_reference",
     "rms_norm_reference",
     "rotary",
     "rotary_reference",
+    "scaled_linear",
+    "scaled_linear_reference",
     "swiglu",
+    "swiglu_fp8",
+    "swiglu_fp8_reference",
     "swiglu_reference",
+    "wide_attention",
+    "wide_attention_reference",
 ]

@@ -1,31 +1,140 @@
 """Scaled dot-product attention without a mask: ``softmax(q k^T / sqrt(D)) v``.
 
 The one place where an attention kernel is chosen. Every row of a batch attends to all of its tokens
-(padding is a learned token), so no mask exists.
+(padding is a learned token, or lies behind every token a causal row reads), so no mask exists.
+
+| choice | when |
+|---|---|
+| ``fa3`` | Hopper, 16 bit, 64 <= D <= 256, the package ``fa3-fwd`` installed, no gradient |
+| ``cudnn`` | Hopper, other D <= 256: torch's SDPA with cuDNN first |
+| ``wide`` | Hopper, 16 bit, one head of 320 to 512, Triton installed, no gradient: our own kernel |
+| ``sdpa`` | everything else: torch's SDPA with its own order |
+
+The environment variable ``TWINSHOT_ATTENTION`` (``fa3``, ``cudnn`` or ``sdpa``) overrides the first two;
+``sdpa`` also turns ``wide`` off.
 """
 
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from twinshot_kernels._dispatch import needs_gradient
+from twinshot_kernels._triton import HAS_TRITON
+from twinshot_kernels.wide_attention import WIDE_HEAD_DIMS, wide_attention
+
+OVERRIDE = "TWINSHOT_ATTENTION"
+CHOICES = ("fa3", "cudnn", "sdpa")
+FLASH_HEAD_DIMS = range(64, 257)
+HOPPER = 9
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+HAS_FA3 = importlib.util.find_spec("fa3_fwd_interface") is not None
 
 
-def attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attention_reference(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
     """Attend by the formula, in fp32, keeping the whole score matrix; see :func:`attention`."""
+    groups = query.shape[2] // key.shape[2]
     q, k, v = (x.float().transpose(1, 2) for x in (query, key, value))
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = q @ k.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
     mixed: Tensor = scores.softmax(-1) @ v
     return mixed.transpose(1, 2).to(query.dtype)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Let every query attend to every key of its row.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def attention_backend(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
+    """Name the kernel that :func:`attention` takes for a call without gradients.
+
+    Args:
+        dtype: type of the queries.
+        head_dim: D.
+        device: where they are.
+
+    Returns:
+        ``fa3``, ``cudnn``, ``wide`` or ``sdpa``.
+
+    Raises:
+        ValueError: if ``TWINSHOT_ATTENTION`` is set to an unknown name, or to ``fa3`` where that is missing.
+    """
+    wanted = _override()
+    if device.type != "cuda" or wanted == "sdpa":
+        return "sdpa"
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return "cudnn" if wanted == "cudnn" else "sdpa"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if head_dim > max(FLASH_HEAD_DIMS):
+        return "wide" if half and head_dim in WIDE_HEAD_DIMS and HAS_TRITON else "sdpa"
+    flash = half and head_dim in FLASH_HEAD_DIMS and HAS_FA3
+    return "fa3" if flash and wanted != "cudnn" else "cudnn"
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """Let every query attend to every key of its row, or, if causal, to those up to its own position.
 
     Args:
         query: ``[B, N, H, D]``.
-        key: ``[B, M, H, D]``.
-        value: ``[B, M, H, D]``.
+        key: ``[B, M, Hkv, D]``, Hkv dividing H: each key head serves H / Hkv query heads.
+        value: ``[B, M, Hkv, D]``.
+        causal: hide later keys; N and M must be equal.
 
     Returns:
         ``[B, N, H, D]`` in the type of ``query``.
+
+    Raises:
+        ValueError: if the shapes do not fit, or as :func:`attention_backend` says.
     """
+    _check(query, key, causal=causal)
+    backend = attention_backend(query.dtype, query.shape[-1], query.device)
+    forward_only = backend == "fa3" or (backend == "wide" and query.shape[2] == 1 and not causal)
+    if forward_only and not needs_gradient(query, key, value):
+        if backend == "wide":
+            return wide_attention(query, key, value)
+        return _flash3(query, key, value, causal=causal)
+    if backend in ("fa3", "cudnn"):
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+            return _sdpa(query, key, value, causal=causal)
+    return _sdpa(query, key, value, causal=causal)
+
+
+def _override() -> str | None:
+    wanted = os.environ.get(OVERRIDE)
+    if wanted is not None and wanted not in CHOICES:
+        raise ValueError(f"{OVERRIDE} is {wanted!r}; accepted: {', '.join(CHOICES)}.")
+    if wanted == "fa3" and not HAS_FA3:
+        raise ValueError(f"{OVERRIDE} is 'fa3', but the package fa3-fwd is not installed.")
+    return wanted
+
+
+def _check(query: Tensor, key: Tensor, *, causal: bool) -> None:
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(f"{query.shape[2]} query heads cannot share {key.shape[2]} key heads evenly.")
+    if causal and query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"Causal attention of {query.shape[1]} queries to {key.shape[1]} keys; accepted: equal counts."
+        )
+
+
+def _flash3(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    out = importlib.import_module("fa3_fwd_interface").flash_attn_func(query, key, value, causal=causal)
+    mixed: Tensor = out[0] if isinstance(out, tuple) else out
+    return mixed
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    grouped = query.shape[2] != key.shape[2]
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)

@@ -10,7 +10,7 @@ import torch
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
-from twinshot_engine.errors import InvalidRequestError
+from twinshot_engine.errors import CheckpointError, InvalidRequestError
 from twinshot_engine.noise import Noise
 from twinshot_engine.types import GenerateRequest
 
@@ -34,7 +34,7 @@ def test_sizes_need_not_be_square(engine: Engine) -> None:
     assert batch.images.shape == (1, 272, 320, 3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 2, 4])
 def test_neighbours_and_caption_lengths_do_not_matter(engine: Engine, steps: int) -> None:
     requests = [replace(request, steps=steps) for request in (SHORT, LONG, OTHER)]
     together = engine.latents(requests)
@@ -76,7 +76,8 @@ def test_info_tells_what_was_loaded(engine: Engine, tiny: Path) -> None:
     assert set(info.parameters) == {"text", "transformer", "decoder"}
     assert info.sizes[0] == (1024, 1024)
     assert info.size_rule == "multiples of 16 from 256 to 1024"
-    assert (info.steps[0], info.steps[-1], info.max_prompt_tokens) == (1, 64, 192)
+    assert (tuple(info.steps), info.max_prompt_tokens) == ((1, 2, 4), 192)
+    assert (info.text_precision, info.backend) == ("fp32", "eager")
     assert info.load_seconds > 0
 
 
@@ -90,8 +91,8 @@ def test_info_tells_what_was_loaded(engine: Engine, tiny: Path) -> None:
         ({"width": 250}, r"The size 250x256 is not supported; supported: multiples of 16 from 256 to 1024\."),
         ({"height": 2048}, "The size 256x2048 is not supported"),
         ({"height": -256}, "not supported"),
-        ({"steps": 0}, "0 steps are not supported; supported: 1 to 64."),
-        ({"steps": 65}, "65 steps are not supported"),
+        ({"steps": 0}, "0 steps are not supported; supported: 1, 2, 4."),
+        ({"steps": 3}, "3 steps are not supported"),
         ({"seed": -1}, "The seed -1 is outside of 0 to 9223372036854775807."),
         ({"seed": 2**63}, "The seed 9223372036854775808 is outside"),
     ],
@@ -102,7 +103,7 @@ def test_invalid_requests_are_explained(engine: Engine, change: dict[str, object
 
 
 def test_valid_requests_pass(engine: Engine) -> None:
-    for request in (SHORT, LONG, replace(SHORT, width=1024, steps=64, seed=2**63 - 1, prompt="猫 \0 🐈")):
+    for request in (SHORT, LONG, replace(SHORT, width=1024, steps=4, seed=2**63 - 1, prompt="猫 \0 🐈")):
         engine.validate(request)
 
 
@@ -160,7 +161,12 @@ def test_loading_reports_progress_and_can_be_stopped(tiny: Path) -> None:
     ("setting", "message"),
     [
         ({"device": "tpu"}, "device 'tpu' is not"),
-        ({"precision": "fp16"}, "precision 'fp16' is not"),
+        ({"precision": "fp16"}, "precision 'fp16' is not 'auto', 'fp32', 'bf16' or 'fp8'"),
+        ({"backend": "onnx"}, "backend 'onnx' is not 'auto', 'eager' or 'fused'"),
+        ({"steps": ()}, "steps is empty"),
+        ({"batch_sizes": (2, 4)}, r"batch_sizes \(2, 4\) are not"),
+        ({"batch_sizes": (1, 0)}, r"batch_sizes \(1, 0\) are not"),
+        ({"text_cache_bytes": -1}, "text_cache_bytes -1"),
         ({"max_batch": 0}, "max_batch 0"),
         ({"threads": 0}, "threads 0"),
     ],
@@ -173,6 +179,50 @@ def test_wrong_settings_are_named(setting: dict[str, object], message: str) -> N
 def test_a_missing_device_is_named() -> None:
     with pytest.raises(ValueError, match="device 'cuda:99' does not exist"):
         EngineConfig(device="cuda:99").placement()
+
+
+@pytest.mark.parametrize("setting", [{"precision": "fp8"}, {"text_fp8": True}])
+def test_fp8_needs_a_gpu(setting: dict[str, object]) -> None:
+    config = EngineConfig(device="cpu", **setting)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"fp8 needs a GPU .* 'fp32' and 'bf16' are accepted there"):
+        config.placement()
+
+
+def test_graphs_need_a_gpu() -> None:
+    with pytest.raises(ValueError, match="backend 'fused' needs a GPU, not 'cpu': 'eager' is accepted there"):
+        EngineConfig(device="cpu", backend="fused").placement()
+
+
+def test_advertised_steps_and_sizes_are_kept_to(tiny: Path) -> None:
+    engine = Engine.load(EngineConfig(str(tiny), device="cpu", steps=(5, 30), sizes=((320, 256), (256, 256))))
+    assert engine.info.sizes == ((320, 256), (256, 256))
+    assert engine.info.size_rule == "320x256, 256x256"
+    assert engine.generate([replace(SHORT, steps=5, width=320)]).images.shape == (1, 256, 320, 3)
+    with pytest.raises(InvalidRequestError, match="1 steps are not supported; supported: 5, 30"):
+        engine.validate(replace(SHORT, width=320))
+    with pytest.raises(InvalidRequestError, match="512x512 is not supported; supported: 320x256, 256x256"):
+        engine.validate(replace(SHORT, steps=5, width=512, height=512))
+
+
+def test_a_size_that_the_model_cannot_draw_is_not_advertised(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="Sizes 250x256 are not supported; supported: multiples of 16"):
+        Engine.load(EngineConfig(str(tiny), device="cpu", sizes=((256, 256), (250, 256))))
+
+
+def test_a_step_count_without_a_schedule_is_named(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="65 steps are not supported: 1 to 64 are"):
+        Engine.load(EngineConfig(str(tiny), device="cpu", steps=(1, 65)))
+
+
+def test_prompts_are_encoded_once(tiny: Path) -> None:
+    engine = Engine.load(EngineConfig(str(tiny), device="cpu"))
+    first, again = engine.generate([SHORT, SHORT]), engine.generate([SHORT])
+    assert np.array_equal(first.images[:1], again.images)
+    statistics = engine.cache_statistics
+    assert (statistics.hits, statistics.misses, statistics.entries) == (2, 1, 1)
+    without = Engine.load(EngineConfig(str(tiny), device="cpu", text_cache_bytes=0))
+    assert np.array_equal(without.generate([SHORT]).images, again.images)
+    assert without.cache_statistics.entries == 0
 
 
 def test_automatic_choices_fit_the_machine() -> None:

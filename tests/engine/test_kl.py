@@ -76,6 +76,7 @@ def test_channels_last_stays_channels_last() -> None:
     ("change", "message"),
     [
         ({"act_fn": "relu"}, "act_fn 'relu' is not supported"),
+        ({"layers_per_block": 0}, "layers_per_block 0 is not at least 1"),
         (
             {"norm_num_groups": 5},
             r"block_out_channels \[8, 16, 24, 24\] must be multiples of norm_num_groups 5",

@@ -1,6 +1,7 @@
 """Schedules against the published ones, and the update rule against its definition."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,6 @@ from twinshot_engine.schedule import (
     SUPPORTED_STEPS,
     advance,
     any_step,
-    estimate_data,
-    estimate_noise,
     few,
     multi_step,
     schedule_for,
@@ -81,20 +80,22 @@ def test_few_has_three_schedules() -> None:
         few(3)
 
 
-def test_the_true_velocity_recovers_both_ends() -> None:
-    data, noise = torch.randn(2, 8).double(), torch.randn(2, 8).double()
-    latents = 0.3 * noise + 0.7 * data
-    torch.testing.assert_close(estimate_data(latents, noise - data, 0.3), data)
-    torch.testing.assert_close(estimate_noise(latents, noise - data, 0.3), noise)
-
-
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 30])
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
-def test_advance_mixes_fresh_noise_by_variance(ratio: float) -> None:
-    data, noise, fresh = torch.randn(3, 2, 8).double().unbind()
-    mixed = math.sqrt(1 - ratio) * noise + math.sqrt(ratio) * fresh
-    torch.testing.assert_close(advance(data, noise, fresh, 0.4, ratio), 0.6 * data + 0.4 * mixed)
+def test_advance_estimates_both_ends_and_mixes_them_anew(steps: int, ratio: float) -> None:
+    schedule = replace(schedule_for(steps), noise_ratio=ratio)
+    latents, velocity, fresh = torch.randn(3, 2, 8).double().unbind()
+    for t, t_next, weights in zip(schedule.t, schedule.t_next, schedule.weights, strict=True):
+        data, noise = latents - t * velocity, latents + (1 - t) * velocity
+        mixed = math.sqrt(1 - ratio) * noise + math.sqrt(ratio) * fresh
+        expected = (1 - t_next) * data + t_next * mixed
+        torch.testing.assert_close(
+            advance(latents, velocity, fresh, torch.tensor(weights).double()), expected
+        )
 
 
-def test_advance_needs_no_fresh_noise_at_ratio_zero() -> None:
-    data, noise = torch.randn(2, 8).unbind()
-    torch.testing.assert_close(advance(data, noise, None, 0.4, 0.0), 0.6 * data + 0.4 * noise)
+def test_the_true_velocity_recovers_the_data_in_one_pass() -> None:
+    data, noise = torch.randn(2, 2, 8).double().unbind()
+    (weights,) = schedule_for(1).weights
+    recovered = advance(noise, noise - data, torch.zeros_like(noise), torch.tensor(weights).double())
+    torch.testing.assert_close(recovered, data)

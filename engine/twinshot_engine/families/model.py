@@ -2,30 +2,68 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
-from twinshot_engine.config import Placement
-from twinshot_engine.text import TextEncoder
-from twinshot_engine.transformer import SingleStreamTransformer
-from twinshot_engine.vae import KLDecoder
+from twinshot_engine.config import EngineConfig, Placement
+from twinshot_engine.schedule import advance
+from twinshot_engine.text import PromptTokenizer, Qwen3Encoder
+from twinshot_engine.transformer import FoldedTransformer
+from twinshot_engine.vae import PixelDecoder
 
 Progress = Callable[[str, float], None]
 """Receives what is being loaded and how much is done, 0 to 1."""
 
 
+class Pass(NamedTuple):
+    """The constants of one pass of a schedule, on the device.
+
+    Attributes:
+        modulation: ``[V, dim]`` fp32, a row of the transformer's table.
+        weights: ``[3]`` fp32, see :attr:`twinshot_engine.schedule.Schedule.weights`.
+        renoises: whether fresh noise has any weight.
+    """
+
+    modulation: Tensor
+    weights: Tensor
+    renoises: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The three parts of a text-to-image model, loaded and placed."""
+    """The parts of a text-to-image model, loaded and placed, and the three stages they make.
 
-    text: TextEncoder
-    transformer: SingleStreamTransformer
-    decoder: KLDecoder
+    The stages are pure functions of tensors on the model's device, without host synchronisation, so that
+    a backend may capture them.
+    """
+
+    tokenizer: PromptTokenizer
+    text: Qwen3Encoder
+    transformer: FoldedTransformer
+    decoder: PixelDecoder
     placement: Placement
     card: Card
+    passes: Mapping[int, tuple[Pass, ...]]
+
+    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+        """Embed token ids ``[1, L]`` of true ``length`` ``[1]`` as caption tokens ``[1, L, dim]``."""
+        return self.transformer.refine_caption(self.text(ids), length)
+
+    def denoise(
+        self, latents: Tensor, fresh: Tensor, caption: Tensor, modulation: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Move latents ``[B, C, h, w]`` fp32 along one pass; the other arguments are a :class:`Pass`'s."""
+        named = self.transformer.modulation(modulation)
+        prediction = self.transformer.predict(latents.to(self.placement.dtype), caption, named)
+        # Z-Image predicts from noise to data; velocities point from data to noise.
+        return advance(latents, -prediction.float(), fresh, weights)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents ``[B, C, h, w]`` fp32 to ``[B, H, W, 3]`` uint8."""
+        return self.decoder.decode_to_bytes(latents)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of the latents of a picture of ``width`` by ``height`` pixels."""
@@ -45,5 +83,11 @@ class Model:
 class FamilyLoader(Protocol):
     """Builds the parts of one family."""
 
-    def __call__(self, checkpoint: Checkpoint, placement: Placement, progress: Progress) -> Model:
-        """Load a checkpoint. Raises CheckpointError if it is damaged or its parts do not fit together."""
+    def __call__(
+        self, checkpoint: Checkpoint, config: EngineConfig, placement: Placement, progress: Progress
+    ) -> Model:
+        """Load a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, its parts do not fit together, or it does not fit the device.
+        """

@@ -1,5 +1,7 @@
 """Text encoders: from prompts to embeddings."""
 
-from twinshot_engine.text.qwen3 import TextEmbeddings, TextEncoder
+from twinshot_engine.text.cache import CacheStatistics, CaptionCache
+from twinshot_engine.text.prompt import PromptTokenizer, Tokens
+from twinshot_engine.text.qwen3 import Qwen3Encoder
 
-__all__ = ["TextEmbeddings", "TextEncoder"]
+__all__ = ["CacheStatistics", "CaptionCache", "PromptTokenizer", "Qwen3Encoder", "Tokens"]

@@ -4,12 +4,16 @@ Every token has three coordinates. Caption token i sits at (1 + i, 0, 0), the im
 column c at (L + 1, r, c) for a caption of L tokens, and image padding at (0, 0, 0).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from twinshot_engine.transformer.config import TOKEN_MULTIPLE, SingleStreamConfig
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Table = TypeVar("_Table")
 
 
 class Layout(NamedTuple):
@@ -38,22 +42,31 @@ class RotaryTable(NamedTuple):
 
 
 class SequenceRotary(NamedTuple):
-    """Tables of the image tokens, of the caption tokens, and of the two in sequence order."""
+    """Tables of the image tokens alone, and of image and caption in sequence order."""
 
     image: RotaryTable
-    caption: RotaryTable
     joint: RotaryTable
 
 
 class RotaryPositions:
-    """Builds a layout's rotary tables once for each device and keeps them.
+    """Builds rotary tables once for each layout and device and keeps them.
 
     They are kept outside of the module's buffers, which ``Module.to(bfloat16)`` would round.
     """
 
     def __init__(self, config: SingleStreamConfig) -> None:
         self.config = config
-        self._kept: dict[tuple[Layout, torch.device], SequenceRotary] = {}
+        self._captions: dict[tuple[int, torch.device], RotaryTable] = {}
+        self._sequences: dict[tuple[Layout, torch.device], SequenceRotary] = {}
+
+    def caption(self, tokens: int, device: torch.device) -> RotaryTable:
+        """Return the table of a caption of ``tokens`` padded tokens.
+
+        Raises:
+            ValueError: there are more than the config has positions for, or no multiple of 32.
+        """
+        self._check_caption(tokens)
+        return _keep(self._captions, (tokens, device), lambda: self._rotate(_caption_ids(tokens, device)))
 
     def tables(self, layout: Layout, device: torch.device) -> SequenceRotary:
         """Return the tables of ``layout`` on ``device``.
@@ -61,26 +74,22 @@ class RotaryPositions:
         Raises:
             ValueError: a coordinate exceeds the config's ``axes_lens``.
         """
-        if torch.compiler.is_compiling():
-            return self._build(layout, device)
-        if (layout, device) not in self._kept:
-            # A table made in inference mode could not be used by a later training step.
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self._kept[layout, device] = self._build(layout, device)
-        return self._kept[layout, device]
+        self._check_image(layout)
+        return _keep(self._sequences, (layout, device), lambda: self._build(layout, device))
 
     def _build(self, layout: Layout, device: torch.device) -> SequenceRotary:
-        self._check(layout)
-        image, caption = self._rotate(_image_ids(layout, device)), self._rotate(_caption_ids(layout, device))
+        image, caption = self._rotate(_image_ids(layout, device)), self.caption(layout.caption, device)
         joint = RotaryTable(torch.cat((image.cos, caption.cos)), torch.cat((image.sin, caption.sin)))
-        return SequenceRotary(image, caption, joint)
+        return SequenceRotary(image, joint)
 
-    def _check(self, layout: Layout) -> None:
-        if layout.caption % TOKEN_MULTIPLE or not 0 < layout.caption <= self.config.max_caption_tokens:
+    def _check_caption(self, tokens: int) -> None:
+        if tokens % TOKEN_MULTIPLE or not 0 < tokens <= self.config.max_caption_tokens:
             raise ValueError(
-                f"a caption of {layout.caption} tokens is not supported: multiples of {TOKEN_MULTIPLE} "
+                f"a caption of {tokens} tokens is not supported: multiples of {TOKEN_MULTIPLE} "
                 f"up to {self.config.max_caption_tokens} are"
             )
+
+    def _check_image(self, layout: Layout) -> None:
         _, most_rows, most_columns = self.config.axes_lens
         if layout.rows > most_rows or layout.columns > most_columns:
             raise ValueError(
@@ -99,9 +108,19 @@ class RotaryPositions:
         return torch.outer(positions, self.config.rope_theta**-exponents).float()
 
 
-def _caption_ids(layout: Layout, device: torch.device) -> Tensor:
-    ids = torch.zeros(layout.caption, 3, dtype=torch.float64, device=device)
-    ids[:, 0] = torch.arange(1, layout.caption + 1, device=device)
+def _keep(kept: dict[_Key, _Table], key: _Key, build: Callable[[], _Table]) -> _Table:
+    if torch.compiler.is_compiling():
+        return build()
+    if key not in kept:
+        # A table made in inference mode could not be used by a later training step.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            kept[key] = build()
+    return kept[key]
+
+
+def _caption_ids(tokens: int, device: torch.device) -> Tensor:
+    ids = torch.zeros(tokens, 3, dtype=torch.float64, device=device)
+    ids[:, 0] = torch.arange(1, tokens + 1, device=device)
     return ids
 
 

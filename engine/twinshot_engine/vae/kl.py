@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from twinshot_engine.vae.kl_blocks import DownBlock, MidBlock, UpBlock, group_norm
 from twinshot_engine.vae.kl_config import KLConfig
+from twinshot_engine.vae.pixel_decoder import PixelDecoder
 
 
 class Encoder(nn.Module):
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
         return out
 
 
-class KLDecoder(nn.Module):
+class KLDecoder(PixelDecoder):
     """The half of the autoencoder that serving needs."""
 
     ENCODER_PARAMETERS = ("encoder.", "quant_conv.")
@@ -95,8 +96,8 @@ class KLDecoder(nn.Module):
         return latents / self.config.scaling_factor + self.config.shift_factor
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents in the transformer's scale to pixels; the way of a request."""
-        return self.decode(self.denormalize(latents))
+        """Decode latents of any type in the transformer's scale to pixels; the way of a request."""
+        return self.decode(self.denormalize(latents).to(self.decoder.conv_in.weight.dtype))
 
 
 class AutoencoderKL(KLDecoder):

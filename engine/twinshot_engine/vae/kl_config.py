@@ -31,6 +31,8 @@ class KLConfig:
     def __post_init__(self) -> None:
         if self.act_fn not in ("silu", "swish"):
             raise ValueError(f"act_fn {self.act_fn!r} is not supported: 'silu' is")
+        if self.layers_per_block < 1:
+            raise ValueError(f"layers_per_block {self.layers_per_block} is not at least 1")
         if uneven := [width for width in self.block_out_channels if width % self.norm_num_groups]:
             raise ValueError(
                 f"block_out_channels {uneven} must be multiples of norm_num_groups {self.norm_num_groups}"

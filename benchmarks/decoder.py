@@ -1,0 +1,301 @@
+"""How long the decoder takes from latents to bytes, and where the time goes.
+
+Needs a CUDA device and, beside torch, only the source roots: ``PYTHONPATH=kernels:engine``. Weights are
+random at the published size, which changes pictures and not times. The serving decoder is captured in a CUDA
+graph, as the engine does it, once for every way to upsample and to convolve last; plain diffusers, if it is
+installed, runs channels first and eagerly in the same process on the same latents, to pixels. ``error`` is
+the relative distance of the pixels from those of the plain decoder in fp32.
+
+Prints a table and, last, one JSON line; ``--profile`` adds the device time of every operation by its shapes
+and of every kernel, and ``--write`` keeps the rows in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from twinshot_engine.vae.fused import FusedDecoder
+from twinshot_engine.vae.kl import KLDecoder
+from twinshot_engine.vae.kl_config import KLConfig
+from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
+from twinshot_engine.vae.upsampling import UPSAMPLERS
+from twinshot_kernels import attention
+
+ROOT = Path(__file__).parent.parent
+WARMUP = 5
+
+Row = dict[str, Any]
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure, print, and keep the rows if asked to."""
+    options = parse_options()
+    if not torch.cuda.is_available():
+        sys.exit("This benchmark needs a CUDA device, and torch sees none.")
+    # Chosen once per shape, in the calls before the capture.
+    torch.backends.cudnn.benchmark = True
+    facts = describe(options)
+    decoder, latents = make(options)
+    rows = [facts | row for row in measure(decoder, latents, options)]
+    print_table(rows)
+    if options.profile:
+        for upsampling, last in product(options.upsampling, options.last):
+            print(f"Upsampling: {upsampling}, last convolution: {last}\n")
+            print_profile(FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last), latents)
+    if options.write:
+        write(rows)
+    print(json.dumps({row["system"]: row["median_ms"] for row in rows} | {"gpu": facts["gpu"]}))
+
+
+def parse_options() -> argparse.Namespace:
+    """Options of the measurement."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", default="1024x1024", help="width x height in pixels (default 1024x1024)")
+    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
+    parser.add_argument("--samples", type=int, default=50, help="how many decodes count (default 50)")
+    parser.add_argument(
+        "--upsampling", nargs="+", choices=list(UPSAMPLERS), default=list(UPSAMPLERS), help="(default all)"
+    )
+    parser.add_argument(
+        "--last",
+        nargs="+",
+        choices=list(LAST_CONVOLUTIONS),
+        default=list(LAST_CONVOLUTIONS),
+        help="(default all)",
+    )
+    parser.add_argument("--no-diffusers", action="store_true", help="leave plain diffusers out")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results/")
+    return parser.parse_args()
+
+
+def make(options: argparse.Namespace) -> tuple[KLDecoder, Tensor]:
+    """A random decoder in fp32 and latents, on the device."""
+    torch.manual_seed(0)
+    config = KLConfig()
+    width, height = (int(side) // config.downscale for side in options.size.split("x"))
+    with torch.device("cuda"):
+        latents = torch.randn(options.batch, config.latent_channels, height, width)
+        return KLDecoder(config).eval().requires_grad_(requires_grad=False), latents
+
+
+def measure(decoder: KLDecoder, latents: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+    """A row for every way to upsample, then for diffusers, attention and a copy of the largest tensor."""
+    pixels = exact(decoder, latents)
+    for upsampling, last in product(options.upsampling, options.last):
+        fused = FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last)
+        replay = capture(partial(fused.decode_to_bytes, latents))
+        error = distance(fused(latents), pixels)
+        yield {"system": f"twinshot {upsampling} {last}", **times(replay, options.samples), "error": error}
+    plain = None if options.no_diffusers else stock(decoder)
+    if plain is not None:
+        error = distance(plain(latents), pixels)
+        yield {"system": "diffusers", **times(partial(plain, latents), options.samples), "error": error}
+    yield from attention_rows(decoder.config, latents, options.samples)
+    batch, _, height, width = pixels.shape
+    largest = torch.empty(batch, 128, height, width, dtype=torch.bfloat16, device="cuda")
+    row = times(capture(partial(torch.empty_like(largest).copy_, largest)), options.samples)
+    moved = 2 * largest.nbytes
+    yield {"system": "copy 128 channels", **row, "tb_per_s": round(moved / row["median_ms"] / 1e9, 2)}
+
+
+def attention_rows(config: KLConfig, latents: Tensor, samples: int) -> Iterator[Row]:
+    """The mid block's attention alone, beside two products and a softmax between them."""
+    batch, _, height, width = latents.shape
+    shape = (batch, height * width, 3, config.block_out_channels[-1])
+    packed = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+    query, key, value = packed.chunk(3, dim=2)
+    yield {"system": "attention", **times(capture(partial(attention, query, key, value)), samples)}
+    operands = [part.squeeze(2) for part in (query, key, value)]
+    yield {"system": "attention as products", **times(capture(partial(products, *operands)), samples)}
+
+
+def products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by whole score matrices in bf16: ``[B, N, D]``, three times."""
+    nothing = query.new_empty(1, 1, 1)
+    scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=query.shape[-1] ** -0.5)
+    return torch.softmax(scores, dim=-1) @ value
+
+
+def exact(decoder: KLDecoder, latents: Tensor) -> Tensor:
+    """Pixels of the plain decoder in true fp32."""
+    os.environ["TWINSHOT_ATTENTION"] = "sdpa"
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        pixels: Tensor = decoder(latents)
+    del os.environ["TWINSHOT_ATTENTION"]
+    return pixels
+
+
+def stock(decoder: KLDecoder) -> Callable[[Tensor], Tensor] | None:
+    """Plain diffusers in bf16 with the same weights; None if it is not installed."""
+    try:
+        diffusers: Any = importlib.import_module("diffusers")
+    except ImportError:
+        return None
+    config = decoder.config
+    levels = len(config.block_out_channels)
+    model = diffusers.AutoencoderKL(
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        use_quant_conv=False,
+        use_post_quant_conv=config.use_post_quant_conv,
+    )
+    model.load_state_dict(decoder.state_dict(), strict=False)
+    model.to("cuda", torch.bfloat16).eval()
+
+    def decode(latents: Tensor) -> Tensor:
+        pixels: Tensor = model.decode(decoder.denormalize(latents).to(torch.bfloat16)).sample
+        return pixels
+
+    return decode
+
+
+def capture(function: Callable[[], Tensor]) -> Callable[[], object]:
+    """Warm a function up and record it in a CUDA graph."""
+    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def times(function: Callable[[], object], samples: int) -> Row:
+    """Median and 95th percentile (nearest rank) of the time between two events, in milliseconds."""
+    spans = []
+    for number in range(-WARMUP, samples):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        started.record()
+        function()
+        ended.record()
+        ended.synchronize()
+        if number >= 0:
+            spans.append(started.elapsed_time(ended))
+    p95 = sorted(spans)[-(-95 * samples // 100) - 1]
+    return {"median_ms": round(statistics.median(spans), 3), "p95_ms": round(p95, 3), "samples": samples}
+
+
+def distance(found: Tensor, reference: Tensor) -> float:
+    """Relative distance in the 2-norm."""
+    return round(float((found.float() - reference).norm() / reference.norm()), 5)
+
+
+def print_profile(decoder: FusedDecoder, latents: Tensor) -> None:
+    """Print the device time of one decode: by operation, by operation and shapes, and by kernel."""
+    for _ in range(WARMUP):
+        decoder.decode_to_bytes(latents)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as profiler:
+        decoder.decode_to_bytes(latents)
+        torch.cuda.synchronize()
+    events = [e for e in profiler.key_averages(group_by_input_shape=True) if e.self_device_time_total > 0]
+    events.sort(key=lambda event: -event.self_device_time_total)
+    operations = [event for event in events if str(event.device_type).endswith("CPU")]
+    totals: defaultdict[str, float] = defaultdict(float)
+    print(f"{'ms':>8} {'calls':>5} {'TFLOP/s':>8}  operation and shapes")
+    for event in operations:
+        totals[event.key] += event.self_device_time_total / 1000
+        rate = flops(event.key, event.input_shapes) * event.count / event.self_device_time_total / 1e6
+        shapes = " ".join(str(shape) for shape in event.input_shapes if shape)
+        spent = f"{event.self_device_time_total / 1000:8.3f} {event.count:5}"
+        print(f"{spent} {f'{rate:.0f}' if rate else '':>8}  {event.key} {shapes}")
+    totals["sum"] = sum(totals.values())
+    print(f"\n{'ms':>8}  operation", *(f"{ms:8.3f}  {name}" for name, ms in totals.items()), sep="\n")
+    print(f"\n{'ms':>8} {'calls':>5}  kernel")
+    for event in events:
+        if event not in operations:
+            print(f"{event.self_device_time_total / 1000:8.3f} {event.count:5}  {event.key[:100]}")
+    print()
+
+
+def flops(operation: str, shapes: Sequence[Sequence[int]]) -> int:
+    """Count the operations of a convolution without stride, a transposed one or a product; else 0."""
+    if "convolution" in operation and len(shapes) > 1:
+        batch, _, height, width = shapes[0]
+        return 2 * batch * height * width * prod(shapes[1])
+    if operation in ("aten::addmm", "aten::addmm_", "aten::bmm"):
+        left, right = [shape for shape in shapes if len(shape) > 1][-2:]
+        return 2 * prod(left) * right[-1]
+    return 0
+
+
+def describe(options: argparse.Namespace) -> Row:
+    """What was measured, where, and with which versions."""
+    width, height = map(int, options.size.split("x"))
+    return {
+        "benchmark": "decoder",
+        "gpu": torch.cuda.get_device_name(),
+        "family": "AutoencoderKL",
+        "precision": "bf16",
+        "part": "decode",
+        "width": width,
+        "height": height,
+        "batch": options.batch,
+        "versions": f"torch {torch.__version__}, cudnn {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def commit() -> str:
+    """The checked-out commit, marked if files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The rows for people."""
+    first = rows[0]
+    print(f"{first['gpu']}, {first['versions']}, commit {first['commit']}")
+    print(f"{first['width']}x{first['height']}, batch {first['batch']}, {first['samples']} samples")
+    print(f"\n{'system':<28}{'p50 ms':>10}{'p95 ms':>10}{'error':>10}{'TB/s':>8}")
+    for row in rows:
+        rest = f"{row.get('error', ''):>10}{row.get('tb_per_s', ''):>8}"
+        print(f"{row['system']:<28}{row['median_ms']:>10.3f}{row['p95_ms']:>10.3f}{rest}")
+    print()
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Keep the rows as a JSON list, in a file named after what was measured."""
+    first = rows[0]
+    gpu = "-".join(first["gpu"].split()).lower()
+    name = f"decoder-{first['width']}x{first['height']}-{first['batch']}-{gpu}.json"
+    path = ROOT / "benchmarks" / "results" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

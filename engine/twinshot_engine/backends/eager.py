@@ -1,0 +1,45 @@
+"""Runs the stages operation by operation: on the CPU, and as the reference on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from twinshot_engine.backends.stages import Advertised
+from twinshot_engine.families.model import Model, Pass
+
+
+class EagerBackend:
+    """See :class:`~twinshot_engine.backends.stages.Stages`; takes any shape at any time."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._device = model.placement.device
+
+    def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
+        """Run every stage once at the first size."""
+        yield "first image", 0.0
+        constants = next(iter(self._model.passes.values()))[0]
+        ids = torch.zeros(1, advertised.tokens[0], dtype=torch.int64)
+        caption = self.encode(ids, torch.ones(1, dtype=torch.int64))
+        latents = torch.zeros(1, *self._model.latent_shape(*advertised.sizes[0]), device=self._device)
+        self.decode(self.denoise(latents, None, caption, constants))
+
+    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+        """Embed one prompt."""
+        return self._model.encode(ids.to(self._device), length.to(self._device))
+
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+        """Run one pass; without fresh noise the latents stand in, as their weight is 0."""
+        noise = latents if fresh is None else fresh
+        return self._model.denoise(latents, noise, caption, constants.modulation, constants.weights)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents."""
+        return self._model.decode(latents)
+
+    def batches(self, count: int) -> list[int]:
+        """Any number of images fits into a pass."""
+        return [count]

@@ -1,0 +1,106 @@
+"""Replays one CUDA graph a stage and shape, captured before the engine is ready.
+
+A graph has fixed inputs, which a call copies its arguments into, and a fixed output. All graphs share one
+memory pool and one set of input buffers, since stages run one after another: the pool is as large as the
+widest stage, not as all of them together. A shape that was not captured is an error: nothing compiles,
+captures or allocates device memory while requests are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinshot_engine.backends.stages import Advertised, Shape
+from twinshot_engine.families.model import Model, Pass
+from twinshot_engine.graphs import CapturedStage, Inputs
+from twinshot_engine.types import Size
+
+
+class FusedBackend:
+    """See :class:`~twinshot_engine.backends.stages.Stages`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._device = model.placement.device
+        self._inputs = Inputs(self._device)
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._encoders: dict[int, CapturedStage] = {}
+        self._denoisers: dict[Shape, CapturedStage] = {}
+        self._decoders: dict[tuple[Size, int], CapturedStage] = {}
+        self._batch_sizes: tuple[int, ...] = (1,)
+
+    def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
+        """Capture every stage for every shape, the largest first so that the pool grows once."""
+        self._batch_sizes = tuple(sorted(advertised.batch_sizes, reverse=True))
+        work = self._work(advertised.sizes, sorted(advertised.tokens, reverse=True))
+        for done, (name, capture) in enumerate(work):
+            yield name, done / len(work)
+            capture()
+
+    def _work(self, sizes: Sequence[Size], tokens: Sequence[int]) -> list[tuple[str, Callable[[], None]]]:
+        """What to capture, with a name for people."""
+        largest_first = sorted(sizes, key=lambda size: size[0] * size[1], reverse=True)
+        images = list(product(largest_first, self._batch_sizes))
+        work: list[tuple[str, Callable[[], None]]] = [
+            (f"decoder {size[0]}x{size[1]}", partial(self._capture_decoder, size, batch))
+            for size, batch in images
+        ]
+        for (size, batch), count in product(images, tokens):
+            name = f"transformer {size[0]}x{size[1]}, {count} tokens"
+            work.append((name, partial(self._capture_denoiser, Shape(size, batch, count))))
+        work += [(f"text encoder, {count} tokens", partial(self._capture_encoder, count)) for count in tokens]
+        return work
+
+    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+        """Replay the encoder of this bucket."""
+        return self._encoders[ids.shape[1]](ids, length).clone()
+
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+        """Replay the transformer of this shape."""
+        stage = self._denoisers[Shape(self._size(latents), latents.shape[0], caption.shape[1])]
+        return stage(latents, fresh, caption, constants.modulation, constants.weights)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Replay the decoder of this shape."""
+        return self._decoders[self._size(latents), latents.shape[0]](latents)
+
+    def batches(self, count: int) -> list[int]:
+        """Take the largest captured batch that fits, again and again."""
+        split: list[int] = []
+        while count:
+            split.append(next(size for size in self._batch_sizes if size <= count))
+            count -= split[-1]
+        return split
+
+    def _capture_encoder(self, tokens: int) -> None:
+        ids = self._inputs.like("ids", (1, tokens), torch.int64)
+        length = self._inputs.like("length", (1,), torch.int64)
+        length.fill_(tokens)
+        self._encoders[tokens] = CapturedStage(self._model.encode, (ids, length), self._pool)
+
+    def _capture_denoiser(self, shape: Shape) -> None:
+        constants = next(iter(self._model.passes.values()))[0]
+        latents = (shape.batch, *self._model.latent_shape(*shape.size))
+        dim = self._model.transformer.config.dim
+        inputs = (
+            self._inputs.like("latents", latents),
+            self._inputs.like("fresh", latents),
+            self._inputs.like("caption", (shape.batch, shape.tokens, dim), self._model.placement.dtype),
+            self._inputs.like("modulation", tuple(constants.modulation.shape)),
+            self._inputs.like("weights", tuple(constants.weights.shape)),
+        )
+        self._denoisers[shape] = CapturedStage(self._model.denoise, inputs, self._pool)
+
+    def _capture_decoder(self, size: Size, batch: int) -> None:
+        latents = self._inputs.like("latents", (batch, *self._model.latent_shape(*size)))
+        self._decoders[size, batch] = CapturedStage(self._model.decode, (latents,), self._pool)
+
+    def _size(self, latents: Tensor) -> Size:
+        downscale = self._model.decoder.config.downscale
+        return latents.shape[3] * downscale, latents.shape[2] * downscale

@@ -1,0 +1,52 @@
+"""What the engine asks of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from twinshot_engine.families.model import Pass
+from twinshot_engine.types import Size
+
+
+class Shape(NamedTuple):
+    """Everything that a stage's tensors depend on: image size, images in a pass, padded caption length."""
+
+    size: Size
+    batch: int
+    tokens: int
+
+
+class Advertised(NamedTuple):
+    """The shapes that requests may have: any size with any batch and any padded caption length."""
+
+    sizes: Sequence[Size]
+    batch_sizes: Sequence[int]
+    tokens: Sequence[int]
+
+
+class Stages(Protocol):
+    """A model's stages, run one after another by one thread."""
+
+    def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
+        """Do once whatever makes a first request slow.
+
+        Yields a name and the fraction done before each piece of work.
+        """
+
+    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+        """Embed token ids ``[1, L]`` and their count ``[1]``, both on the host, as ``[1, L, dim]``.
+
+        The result is the caller's to keep.
+        """
+
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+        """Move latents ``[B, C, h, w]`` along one pass; the result is valid until the next call."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode ``[B, C, h, w]`` to ``[B, H, W, 3]`` uint8; the result is valid until the next call."""
+
+    def batches(self, count: int) -> list[int]:
+        """Split ``count`` images into batches that one pass can take."""

@@ -1,0 +1,1 @@
+"""Measurements of the engine, for ``twinshot bench``: latency by part, and beside plain diffusers."""

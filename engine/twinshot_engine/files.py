@@ -1,0 +1,36 @@
+"""Read a checkpoint's JSON files, and put what goes wrong in one line."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twinshot_engine.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object from a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{quoted(path)} is missing.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{quoted(path)} is not readable JSON: {tell(error)}.") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{quoted(path)} holds a {type(content).__name__}, not a JSON object.")
+    return dict(content)
+
+
+def tell(error: BaseException) -> str:
+    """Put an error on one line, short enough to stand inside a sentence."""
+    line = " ".join(str(error).split()).rstrip(".")
+    return line[:300] or type(error).__name__
+
+
+def quoted(path: Path) -> str:
+    """A path as it stands in a sentence."""
+    return f"'{path}'"

@@ -1,0 +1,52 @@
+"""Capture a function of fixed shapes in a CUDA graph, and replay it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WARM_RUNS = 2
+"""Before capture: kernels compile, libraries choose algorithms, and the second run proves them chosen."""
+
+
+class Inputs:
+    """Input buffers, shared by all graphs that want the same name, shape and type."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
+
+    def like(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the buffer of that name, shape and type, zeros when it is new."""
+        key = name, shape, dtype
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
+        return self._buffers[key]
+
+
+class CapturedStage:
+    """A captured function. Calling it copies the arguments in, replays, and returns the fixed output."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> None:
+        self._inputs = inputs
+        self._graph = torch.cuda.CUDAGraph()
+        device = inputs[0].device
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_RUNS):
+                function(*inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._output = function(*inputs)
+
+    def __call__(self, *arguments: Tensor | None) -> Tensor:
+        """Replay with ``arguments`` in the shapes of capture; None leaves what the buffer holds."""
+        for buffer, argument in zip(self._inputs, arguments, strict=True):
+            if argument is not None:
+                buffer.copy_(argument, non_blocking=True)
+        self._graph.replay()
+        return self._output

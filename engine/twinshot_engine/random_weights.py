@@ -1,0 +1,162 @@
+"""Checkpoints of the published sizes with random weights: speed and memory without a download.
+
+They load by the same code as any other checkpoint; only their tensors come from no file. Pictures are
+noise; never judge quality by them. The same name gives the same weights everywhere on one kind of device.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint, find_checkpoint
+from twinshot_engine.config import BUILTIN
+from twinshot_engine.errors import CheckpointError
+from twinshot_engine.text.qwen3 import build_model
+from twinshot_engine.transformer import SingleStreamConfig, SingleStreamTransformer
+from twinshot_engine.vae import KLConfig, KLDecoder
+from twinshot_engine.weights import Header, StoredPart
+
+PREFIX = "random:"
+"""What a reference to one of :data:`PUBLISHED` begins with."""
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "z-image": {
+        "model_index.json": {"_class_name": "ZImagePipeline"},
+        "text_encoder": {
+            "model_type": "qwen3",
+            "vocab_size": 151936,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+        },
+        "transformer": {"axes_lens": [1536, 512, 512]},
+        "vae": {
+            "block_out_channels": [128, 256, 512, 512],
+            "layers_per_block": 2,
+            "latent_channels": 16,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+        },
+    }
+}
+"""Configs of published checkpoints by name: ``model_index.json``, and each part's ``config.json``."""
+
+_LONGEST_PROMPT = 32768
+
+
+@dataclass(frozen=True)
+class RandomPart(StoredPart):
+    """A part whose tensors are drawn when they are read."""
+
+    def read(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Draw tensors, in bf16 as checkpoints store them."""
+        for name in names:
+            yield name, draw(name, self.headers[name].shape, device)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCheckpoint(Checkpoint):
+    """A checkpoint of some configs; its tokenizer is the built-in checkpoint's."""
+
+    configs: Mapping[str, Mapping[str, Any]] | None = None
+
+    def read_json(self, *path: str) -> dict[str, Any]:
+        """Return one of the configs.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        config = (self.configs or {}).get(path[0])
+        if config is None:
+            raise CheckpointError(f"{self.reference!r} has no {'/'.join(path)}.")
+        return dict(config)
+
+    @property
+    def name(self) -> str:
+        """The reference itself."""
+        return self.reference
+
+    def tokenizer(self) -> Any:
+        """The built-in checkpoint's tokenizer, without its limit."""
+        tokenizer = find_checkpoint(BUILTIN).tokenizer()
+        tokenizer.model_max_length = _LONGEST_PROMPT
+        return tokenizer
+
+    def has(self, *path: str) -> bool:
+        """Whether there is such a config."""
+        return path[0] in (self.configs or {})
+
+    def part(
+        self,
+        name: str,
+        *,
+        rename: Callable[[str], str] = lambda name: name,
+        ignored: Callable[[str], bool] = lambda _name: False,
+    ) -> StoredPart:
+        """Name the tensors that such a checkpoint stores."""
+        with torch.device("meta"):
+            module = _OPEN_FORMS[name](self.read_json(name))
+        headers = {
+            rename(key): Header(Path(name), key, tuple(parameter.shape), "BF16")
+            for key, parameter in module.named_parameters()
+        }
+        return RandomPart(Path(self.reference, name), headers, ignored)
+
+
+def find_random(reference: str) -> RandomCheckpoint:
+    """Find a checkpoint of published size by ``random:<name>``.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
+    name = reference.removeprefix(PREFIX)
+    if name not in PUBLISHED:
+        raise CheckpointError(
+            f"There is no {reference!r}: {', '.join(PREFIX + key for key in PUBLISHED)} is."
+        )
+    return RandomCheckpoint(BUILTIN_FOLDER, reference, configs=PUBLISHED[name])
+
+
+def draw(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw a parameter by its name and shape, so scaled that activations keep their size: bf16.
+
+    Norms' scales are about 1 and biases small; gates come out anywhere between -1 and 1.
+    """
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    noise = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    if name.endswith("bias"):
+        return noise * 0.02
+    if len(shape) == 1:
+        return 1 + noise * 0.1
+    if "embed_tokens" in name or "pad_token" in name:
+        return noise
+    fan_in = torch.Size(shape[1:]).numel()
+    return noise / math.sqrt(fan_in)
+
+
+def _open_transformer(config: dict[str, Any]) -> nn.Module:
+    return SingleStreamTransformer(SingleStreamConfig.from_dict(config))
+
+
+_OPEN_FORMS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "text_encoder": build_model,
+    "transformer": _open_transformer,
+    "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
+}

@@ -1,0 +1,166 @@
+"""The decoder's layers with as few passes over memory as the operations allow.
+
+A convolution runs without its bias, which torch would add in a pass of its own: the bias stays *pending*
+until an operation that reads the tensor anyway takes it along. Which bias is pending where is known when
+the layers are built, so every layer just holds what it has to add. Weights are folded in the type they
+come in and rounded to the type of serving once; norms and biases stay fp32.
+"""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twinshot_engine.vae.kl_blocks import MidAttention, MidBlock, ResnetBlock, UpBlock, Upsampler
+from twinshot_engine.vae.upsampling import UPSAMPLERS, constant
+from twinshot_kernels import attention, group_norm_silu, residual_statistics
+
+Normalizable = tuple[Tensor, Tensor | None]
+"""A tensor ``[B, C, H, W]`` and its group statistics with the pending bias, if some pass made them."""
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def layers_of(modules: nn.ModuleList, kind: type[Layer]) -> Iterator[Layer]:
+    """Iterate over layers of one type. Raises TypeError at any other, such as one that is folded already."""
+    for module in modules:
+        if not isinstance(module, kind):
+            raise TypeError(f"found a layer of type {type(module).__name__}; accepted: {kind.__name__}")
+        yield module
+
+
+def bias_of(*layers: nn.Conv2d | nn.Linear) -> Tensor:
+    """Add up the biases of layers whose outputs are added, in fp32."""
+    biases = [layer.bias.detach().float() for layer in layers if layer.bias is not None]
+    return torch.stack(biases).sum(0)
+
+
+class FusedNorm(nn.Module):
+    """Group norm and, unless told otherwise, SiLU of a tensor whose bias is pending."""
+
+    def __init__(self, norm: nn.GroupNorm, pending: Tensor | None, *, silu: bool = True) -> None:
+        super().__init__()
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
+        self.weight = constant(norm.weight, torch.float32)
+        self.bias = constant(norm.bias, torch.float32)
+        self.pending = None if pending is None else constant(pending, torch.float32)
+
+    def forward(self, x: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Normalise ``[B, C, H, W]``."""
+        return group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            self.groups,
+            self.eps,
+            channel_bias=self.pending,
+            statistics=statistics,
+            silu=self.silu,
+        )
+
+
+class FusedResnet(nn.Module):
+    """A :class:`ResnetBlock` whose input has a bias pending; :attr:`pending` is its output's."""
+
+    def __init__(self, block: ResnetBlock, pending: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm1 = FusedNorm(block.norm1, pending)
+        self.conv1 = constant(block.conv1.weight, dtype)
+        self.norm2 = FusedNorm(block.norm2, bias_of(block.conv1))
+        self.conv2 = constant(block.conv2.weight, dtype)
+        self.shortcut: nn.Parameter | None = None
+        self.pending: Tensor | None = None
+        if block.conv_shortcut is None:
+            bias = bias_of(block.conv2)
+            self.bias = constant(bias if pending is None else bias + pending, torch.float32)
+        else:
+            matrix = block.conv_shortcut.weight.detach().flatten(1)
+            bias = bias_of(block.conv2, block.conv_shortcut)
+            self.pending = bias if pending is None else bias + matrix.float() @ pending
+            self.shortcut = constant(matrix.T, dtype)
+
+    def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
+        """Map ``[B, in, H, W]`` to ``[B, out, H, W]``."""
+        hidden = functional.conv2d(self.norm1(x, statistics), self.conv1, padding=1)
+        hidden = functional.conv2d(self.norm2(hidden), self.conv2, padding=1)
+        if self.shortcut is None:
+            return residual_statistics(x, hidden, self.norm2.groups, self.norm2.eps, self.bias)
+        # Accumulating into the convolution's output makes the residual add part of the product.
+        rows = hidden.permute(0, 2, 3, 1).view(-1, hidden.shape[1])
+        rows.addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), self.shortcut)
+        return hidden, None
+
+
+class FusedAttention(nn.Module):
+    """A :class:`MidAttention` with one product before attention and none after it.
+
+    Rows of attention weights sum to 1, so the output projection can be applied to the values beforehand,
+    and the value's bias passes through it; the key's bias moves all scores of a query alike and falls out
+    of the softmax.
+    """
+
+    def __init__(self, layer: MidAttention, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = FusedNorm(layer.group_norm, None, silu=False)
+        (out,) = layers_of(layer.to_out, nn.Linear)
+        mixed_value = out.weight.detach().float() @ layer.to_v.weight.detach().float()
+        query_key = torch.cat([layer.to_q.weight, layer.to_k.weight]).detach().float()
+        self.weight = constant(torch.cat([query_key, mixed_value]), dtype)
+        self.packed_bias = constant(functional.pad(bias_of(layer.to_q), (0, 2 * out.in_features)), dtype)
+        bias = bias_of(out) + out.weight.detach().float() @ bias_of(layer.to_v)
+        self.bias = constant(bias, torch.float32)
+
+    def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
+        """Mix the positions of ``[B, C, H, W]``."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x, statistics).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        packed = functional.linear(tokens, self.weight, self.packed_bias).unsqueeze(2)
+        mixed = attention(*packed.chunk(3, dim=-1)).reshape(batch, height, width, channels)
+        return residual_statistics(x, mixed.permute(0, 3, 1, 2), self.norm.groups, self.norm.eps, self.bias)
+
+
+class FusedMidBlock(nn.Module):
+    """A :class:`MidBlock` whose input has a bias pending; its output has none."""
+
+    def __init__(self, block: MidBlock, pending: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        first, last = layers_of(block.resnets, ResnetBlock)
+        self.layers = nn.ModuleList(
+            [
+                FusedResnet(first, pending, dtype),
+                *(FusedAttention(layer, dtype) for layer in layers_of(block.attentions, MidAttention)),
+                FusedResnet(last, None, dtype),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Normalizable:
+        """Refine ``[B, C, H, W]``."""
+        statistics: Tensor | None = None
+        for layer in self.layers:
+            x, statistics = layer(x, statistics)
+        return x, statistics
+
+
+class FusedUpBlock(nn.Module):
+    """An :class:`UpBlock` whose input has a bias pending; :attr:`pending` is its output's."""
+
+    def __init__(self, block: UpBlock, pending: Tensor | None, dtype: torch.dtype, upsampling: str) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList()
+        for resnet in layers_of(block.resnets, ResnetBlock):
+            fused = FusedResnet(resnet, pending, dtype)
+            self.resnets.append(fused)
+            pending = fused.pending
+        self.upsampler: nn.Module | None = None
+        self.pending = pending
+        for upsampler in layers_of(block.upsamplers, Upsampler):
+            self.upsampler = UPSAMPLERS[upsampling](upsampler.conv.weight, dtype)
+            self.pending = bias_of(upsampler.conv)
+
+    def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
+        """Map ``[B, in, H, W]`` to ``[B, out, 2H, 2W]``, or the same size at the end."""
+        for layer in self.resnets:
+            x, statistics = layer(x, statistics)
+        return (x, statistics) if self.upsampler is None else (self.upsampler(x), None)

@@ -1,0 +1,94 @@
+"""Runs every case twice: in Triton's interpreter on CPU tensors, and, marked `gpu`, on CUDA tensors."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+LAUNCHES = [
+    ("gated_residual_norm", "_gated_residual_norm", "_launch"),
+    ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
+    ("group_norm_silu", "_group_norm_silu", "_launch"),
+    ("group_statistics", "_group_statistics", "launch_statistics"),
+    ("group_statistics", "_residual_statistics", "_launch_residual"),
+    ("qk_norm_rotary", "_qk_norm_rotary", "_launch"),
+    ("quantize_pixels", "_quantize_pixels", "_launch"),
+    ("quantize_rows", "_quantize_rows", "_launch"),
+    ("residual_norm", "_residual_norm", "_launch"),
+    ("residual_norm", "_residual_norm_fp8", "_launch_fp8"),
+    ("rms_norm", "_rms_norm", "_launch"),
+    ("rms_norm", "_rms_norm_fp8", "_launch_fp8"),
+    ("swiglu", "_swiglu", "_launch"),
+    ("swiglu", "_swiglu_fp8", "_launch_fp8"),
+    ("wide_attention", "_wide_attention", "_launch"),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a case runs. On the CPU, public functions launch their kernels in the interpreter."""
+    torch.manual_seed(0)
+    if request.param == "cpu":
+        if torch.cuda.is_available():
+            pytest.skip("with a GPU, kernels are compiled for it")
+        for name, operator, launch in LAUNCHES:
+            module = importlib.import_module(f"twinshot_kernels.{name}")
+            monkeypatch.setattr(module, operator, getattr(module, launch))
+            if launch == "_launch_fp8" or name == "quantize_rows":
+                monkeypatch.setattr(module, "empty_fp8", _empty_before_rounding)
+    return request.param
+
+
+def _empty_before_rounding(x: Tensor) -> tuple[Tensor, Tensor]:
+    # The interpreter loses carries when it rounds to fp8 (127.998 becomes 64), so there it stores fp32.
+    return torch.empty(x.shape), torch.empty((*x.shape[:-1], 1))
+
+
+@pytest.fixture
+def rows(device: str) -> Callable[..., Tensor]:
+    """Makes random rows: `whole`, as a `slice` of wider rows, or `spread` with gaps between elements."""
+
+    def make(layout: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        *outer, width = shape
+        if layout == "whole":
+            return torch.randn(shape).to(device, dtype)
+        if layout == "slice":
+            return torch.randn(*outer, 2 * width + 8).to(device, dtype)[..., 8 : 8 + width]
+        return torch.randn(*outer, 2 * width).to(device, dtype)[..., ::2]
+
+    return make
+
+
+@pytest.fixture
+def agree(device: str) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Asserts that a result is at most twice as far from the exact one as plain torch in its type is."""
+
+    def check(actual: Tensor, exact: Tensor, plain: Tensor) -> None:
+        assert actual.dtype == plain.dtype
+        # Rounding the result alone may cost half of eps; the interpreter cuts bf16 off instead.
+        floor = max(torch.finfo(plain.dtype).eps * (1 if device == "cpu" else 0.5), 1e-6)
+        largest = exact.abs().max()
+        error, usual = ((x.double() - exact).abs().max() / largest for x in (actual, plain))
+        assert error <= 2 * usual + floor, f"error {error:.2e}, plain torch {usual:.2e}"
+
+    return check
+
+
+@pytest.fixture
+def agree_fp8(device: str) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Asserts that quantised rows times their scales are the exact rows, to the rounding of fp8."""
+
+    def check(values: Tensor, scale: Tensor, exact: Tensor) -> None:
+        assert values.dtype == (torch.float32 if device == "cpu" else torch.float8_e4m3fn)
+        amax = exact.abs().amax(-1, keepdim=True)
+        torch.testing.assert_close(scale.double(), amax / 448, rtol=1e-5, atol=1e-14)
+        # E4M3 keeps 3 bits after the first, and no less than 2^-9: half of the last one may be lost.
+        half_step = torch.clamp((exact / scale).abs() / 16, min=2.0**-10)
+        error = (values.to(torch.float8_e4m3fn).double() - exact / scale).abs() / half_step
+        assert error.max() <= 1.001
+
+    return check
