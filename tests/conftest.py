@@ -52,7 +52,7 @@ class FakeEngine:
     def release(self) -> None:
         self._free.set()
 
-    def warm(self) -> None:
+    def warm(self, progress: object = None) -> None:
         pass
 
     def forget_warm_up(self) -> None:

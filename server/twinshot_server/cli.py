@@ -23,6 +23,7 @@ from twinshot_server.saving import OutputError, check_writable, format_for
 from twinshot_server.schemas import GenerateBody
 from twinshot_server.settings import (
     DEFAULTS,
+    Backend,
     Batching,
     LogFormat,
     LogLevel,
@@ -67,6 +68,7 @@ def _option(field: str) -> Any:
 
 Checkpoint = Annotated[str, _option("checkpoint")]
 Device = Annotated[str, _option("device")]
+BackendOption = Annotated[Backend, _option("backend")]
 PrecisionOption = Annotated[Precision, _option("precision")]
 Threads = Annotated[int | None, _option("threads")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")]
@@ -101,7 +103,7 @@ def generate(
         body = GenerateBody(prompt=prompt, seed=seed, size=size, steps=steps, format=chosen, quality=quality)
         check_writable(output)
         settings = Settings(
-            checkpoint=checkpoint, device=device, precision=precision, threads=threads, max_batch=1
+            checkpoint=checkpoint, device=device, precision=precision, threads=threads, steps=str(steps)
         )
         from twinshot_server.one_shot import draw_to_file
 
@@ -119,6 +121,9 @@ def serve(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    backend: BackendOption = DEFAULTS.backend,
+    sizes: Annotated[str, _option("sizes")] = DEFAULTS.sizes,
+    steps: Annotated[str, _option("steps")] = DEFAULTS.steps,
     threads: Threads = DEFAULTS.threads,
     replicas: Annotated[int, _option("replicas")] = DEFAULTS.replicas,
     batching: Annotated[Batching, _option("batching")] = DEFAULTS.batching,

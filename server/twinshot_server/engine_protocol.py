@@ -32,8 +32,8 @@ class ImageEngine(Protocol):
         """What was loaded and what it can do."""
         ...
 
-    def warm(self) -> None:
-        """Do once whatever makes the first request slow."""
+    def warm(self, progress: Progress | None = None) -> None:
+        """Do once whatever makes the first request slow; what `progress` raises ends it."""
         ...
 
     def validate(self, request: GenerateRequest) -> None:

@@ -12,7 +12,10 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Precision = Literal["auto", "fp32", "bf16"]
+from twinshot_engine.types import Size
+
+Precision = Literal["auto", "fp32", "bf16", "fp8"]
+Backend = Literal["auto", "eager", "fused"]
 Batching = Literal["exact", "fast"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -30,6 +33,15 @@ class Settings(BaseSettings):
     checkpoint: str = Field(default="builtin", description="'builtin', a folder, or a Hugging Face Hub id.")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<index>.")
     precision: Precision = Field(default="auto", description="Number format of weights and activations.")
+    backend: Backend = Field(default="auto", description="fused replays CUDA graphs; auto is that on a GPU.")
+    sizes: str = Field(
+        default="",
+        pattern=r"^(\d+x\d+(,\d+x\d+)*)?$",
+        description="Sizes to be fast at, as 1024x1024,512x512, the default first; the model's own if not given.",
+    )
+    steps: str = Field(
+        default="1,2,4", pattern=r"^\d+(,\d+)*$", description="Step counts to offer, comma-separated."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; every core if not given.")
     replicas: int = Field(default=1, ge=1, le=64, description="Engine processes: one a GPU.")
     batching: Batching = Field(
@@ -88,6 +100,19 @@ class Settings(BaseSettings):
         """The batch sizes whose cost is measured: powers of two, and the largest."""
         powers = [2**power for power in range(7) if 2**power < self.largest_batch]
         return (*powers, self.largest_batch)
+
+    @property
+    def listed_sizes(self) -> tuple[Size, ...] | None:
+        """`sizes` as (width, height), or None for the model's own."""
+        if not self.sizes:
+            return None
+        sides = [size.partition("x") for size in self.sizes.split(",")]
+        return tuple((int(width), int(height)) for width, _, height in sides)
+
+    @property
+    def listed_steps(self) -> tuple[int, ...]:
+        """`steps` as numbers."""
+        return tuple(map(int, self.steps.split(",")))
 
     @property
     def origins(self) -> list[str]:

@@ -57,6 +57,8 @@ class StubEngine:
             revision=None,
             device="cpu",
             precision="none",
+            text_precision="none",
+            backend="stub",
             torch_version="none",
             parameters={},
             sizes=self._sizes,
@@ -80,8 +82,10 @@ class StubEngine:
         if self._adapters.pop(name, None) is None:
             raise InvalidRequestError(f"The adapter {name!r} is not loaded.")
 
-    def warm(self) -> None:
+    def warm(self, progress: Progress | None = None) -> None:
         """Make the textures."""
+        if progress:
+            progress("textures", 0.0)
         for size in self._sizes:
             self._textures[size] = _texture(size)
 

@@ -39,7 +39,7 @@ def raw_request(**fields: int) -> bytes:
 @contextmanager
 def started(program: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A server process on a free port, which does not outlive the test even if that fails."""
-    command = [program, "serve", "--port", "0", "--drain-seconds", "0"]
+    command = [program, "serve", "--port", "0", "--drain-seconds", "0", "--steps", f"1,2,{SLOW}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             yield process

@@ -274,7 +274,7 @@ def test_stopping_fails_what_waits(engine: Any) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_remembered(engine: Any) -> None:
-    def warm() -> None:
+    def warm(_progress: object) -> None:
         raise CheckpointError("There is no folder 'x'.")
 
     async def inside() -> None:

@@ -115,6 +115,7 @@ def moody(engine: Any) -> MoodyEngine:
 @pytest.fixture
 def front(moody: MoodyEngine) -> Iterator[Front]:
     made = Front(lambda _progress: moody)
+    made.hear()
     assert isinstance(made.hear(), Ready)
     moody.tried.clear()
     yield made
@@ -128,6 +129,7 @@ def test_it_tells_how_loading_goes_and_what_things_cost(engine: Any) -> None:
 
     front = Front(load, batches=(1, 2))
     assert front.hear() == Loading("weights", 0.5)
+    assert front.hear() == Loading("measuring costs", 0.0)
     ready = front.hear()
     assert ready.info == engine.info
     kinds = {(cost.size, cost.steps, cost.batch) for cost in ready.costs}
@@ -238,6 +240,7 @@ def test_an_engine_without_adapters_says_so(front: Front) -> None:
 
 def test_it_ends_when_the_front_is_gone(moody: MoodyEngine, engine: Any) -> None:
     front = Front(lambda _progress: moody)
+    front.hear()
     front.hear()
     engine.forget_warm_up()
     engine.hold()

@@ -36,7 +36,7 @@ def test_healthy(path: str, client: TestClient) -> None:
 
 def test_while_the_model_loads(engine: Any) -> None:
     loaded = threading.Event()
-    engine.warm = lambda: loaded.wait(10)
+    engine.warm = lambda _progress: loaded.wait(10)
     with TestClient(create_app(Settings(), engine)) as client:
         assert client.get("/livez").status_code == 200
         for path in ("/readyz", "/startupz"):
@@ -60,7 +60,7 @@ def test_while_the_model_loads(engine: Any) -> None:
     ],
 )
 def test_after_loading_failed(error: Exception, reason: str, engine: Any) -> None:
-    def warm() -> None:
+    def warm(_progress: object) -> None:
         raise error
 
     engine.warm = warm

@@ -97,8 +97,9 @@ class EngineWorker:
 
     def _prepare(self) -> ImageEngine | None:
         try:
-            engine = self._load(lambda stage, fraction: self._send(Loading(stage, fraction)))
-            engine.warm()
+            engine = self._load(self._report)
+            engine.warm(self._report)
+            self._report("measuring costs", 0.0)
             costs = measure_costs(engine, self._batches)
         except _HungUpError:
             raise
@@ -111,6 +112,9 @@ class EngineWorker:
             self._send(Ready(engine.info, costs, adapters_of(engine)))
             return engine
         return None
+
+    def _report(self, stage: str, fraction: float) -> None:
+        self._send(Loading(stage, fraction))
 
     def _read(self, engine: ImageEngine) -> None:
         with contextlib.suppress(EOFError, OSError, _HungUpError):
