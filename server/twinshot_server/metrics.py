@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -155,7 +156,7 @@ class Metrics:
         for state in ("waiting", "running"):
             name, text = f"vllm:num_requests_{state}", f"The same as twinshot_requests_{state}."
             gauge = Gauge(name, text, ["model_name"], registry=self.registry)
-            gauge.labels(self._model).set_function(lambda state=state: getattr(dispatcher, state))
+            gauge.labels(self._model).set_function(partial(getattr, dispatcher, state))
 
 
 def _gpu_bytes(dispatcher: Dispatcher, place: int) -> Callable[[], float]:

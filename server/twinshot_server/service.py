@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -23,6 +22,9 @@ from twinshot_server.settings import Settings
 
 T = TypeVar("T")
 
+_SENDING = 0.005
+"""Seconds of a request's time that are kept for reading it and for sending the answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -33,6 +35,8 @@ class Terms:
     priority: Priority
     deadline_ms: int | None
     caller: str
+    arrived: float
+    """The moment the request came, of `time.monotonic()`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,22 @@ class Service:
 
         Raises InvalidRequestError, RefusedError, NotReadyError or StoppingError; then none was queued.
         """
-        arrived = time.monotonic()
         if len(requests) > self.settings.max_images:
             message = f"n: at most {self.settings.max_images} pictures at a time, not {len(requests)}."
             raise ApiError(422, "invalid_request", message, param="n")
         await self.dispatcher.validate(requests[0])
-        deadline = arrived + (terms.deadline_ms or self.settings.deadline_ms) / 1000
+        allowed = (terms.deadline_ms or self.settings.deadline_ms) / 1000
+        deadline = terms.arrived + allowed - min(_SENDING, allowed / 2)
         jobs = [
-            Job(request, terms.image_format, terms.quality, terms.priority, deadline, terms.caller)
+            Job(
+                request,
+                terms.image_format,
+                terms.quality,
+                terms.priority,
+                deadline,
+                terms.caller,
+                terms.arrived,
+            )
             for request in requests
         ]
         return Order(jobs, self.dispatcher.submit(jobs))

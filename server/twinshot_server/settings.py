@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     sizes: str = Field(
         default="",
         pattern=r"^(\d+x\d+(,\d+x\d+)*)?$",
-        description="Sizes to be fast at, as 1024x1024,512x512, the default first; the model's own if not given.",
+        description="Sizes to be fast at, as 1024x1024,512x512, default first; else the model's own.",
     )
     steps: str = Field(
         default="1,2,4", pattern=r"^\d+(,\d+)*$", description="Step counts to offer, comma-separated."

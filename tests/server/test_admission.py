@@ -23,7 +23,7 @@ def costs() -> CostTable:
     """Costs without any doubt, so that moments can be added up."""
     table = CostTable()
     table.install([Cost(SIZE, 1, 1, SECONDS), Cost(SIZE, 2, 1, 10 * SECONDS)])
-    for estimate in (*table._known.values(), table.after):
+    for estimate in (*table._known.values(), table.after, table.error):
         estimate.deviation = 0.0
     return table
 

@@ -47,6 +47,15 @@ def test_an_estimate_follows_mean_and_deviation() -> None:
     assert estimate.deviation == pytest.approx(1.0, abs=0.2)
 
 
+def test_doubt_comes_fast_and_goes_slowly() -> None:
+    estimate = Estimate(10.0)
+    estimate.learn(14.0)
+    assert estimate.deviation == 1.0
+    for _ in range(20):
+        estimate.learn(estimate.mean)
+    assert 0.5 < estimate.deviation < 1.0
+
+
 @pytest.mark.parametrize(
     ("two", "four", "limit", "expected"),
     [

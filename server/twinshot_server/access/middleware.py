@@ -94,8 +94,8 @@ class Observe:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        state["request_id"], state["facts"] = _request_id(scope), {}
         started = time.monotonic()
+        state |= {"request_id": _request_id(scope), "facts": {}, "arrived": started}
         status, sent = 500, 0
 
         async def answer(message: Message) -> None:

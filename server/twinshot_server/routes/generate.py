@@ -56,7 +56,9 @@ async def generate(body: GenerateBody, request: Request, service: ServiceOf, cal
     """Draw pictures of one prompt. `Accept` chooses between a file, JSON and events."""
     reply = choose_reply(request.headers.get("accept", ""), body.format, images=body.n, stream=body.stream)
     requests = body.requests(service.info.sizes[0])
-    terms = Terms(reply.image_format, body.quality, body.priority, body.deadline_ms, caller.name)
+    terms = Terms(
+        reply.image_format, body.quality, body.priority, body.deadline_ms, caller.name, request.state.arrived
+    )
     note_request(request, requests)
     order = await service.accept(requests, terms)
     if reply.form == "events":

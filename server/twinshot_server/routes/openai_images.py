@@ -43,7 +43,14 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def create_images(body: ImagesBody, request: Request, service: ServiceOf, caller: CallerOf) -> Response:
     """Draw pictures as OpenAI's API has it; `stream` answers with events."""
     requests = body.requests(service.info)
-    terms = Terms(body.output_format, body.file_quality, body.priority, body.deadline_ms, caller.name)
+    terms = Terms(
+        body.output_format,
+        body.file_quality,
+        body.priority,
+        body.deadline_ms,
+        caller.name,
+        request.state.arrived,
+    )
     note_request(request, requests)
     order = await service.accept(requests, terms)
     if body.stream:

@@ -121,7 +121,9 @@ class Session:
     async def _draw(self, number: int, body: GenerateBody, came: float) -> None:
         requests = body.requests(self._service.info.sizes[0])
         image_format = body.format or ImageFormat.JPEG
-        terms = Terms(image_format, body.quality, Priority.INTERACTIVE, body.deadline_ms, self._caller.name)
+        terms = Terms(
+            image_format, body.quality, Priority.INTERACTIVE, body.deadline_ms, self._caller.name, came
+        )
         order = self._order = await self._service.accept(requests, terms)
         try:
             (picture,) = await order.pictures()

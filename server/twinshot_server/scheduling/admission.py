@@ -10,11 +10,11 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from twinshot_server.scheduling.costs import CostTable, Estimate
+from twinshot_server.scheduling.costs import CostTable
 from twinshot_server.scheduling.fair_queue import FairQueue
 from twinshot_server.scheduling.jobs import Job
 
-_CAUTION = 3.0
+_CAUTION = 4.0
 """Deviations added to a predicted moment before it is held against a deadline."""
 
 
@@ -46,13 +46,14 @@ class Forecast:
             start, variance = heapq.heappop(engines)
             end, variance = start + estimate.mean, variance + estimate.deviation**2
             heapq.heappush(engines, (end, variance))
-            self._note(batch, end, variance, costs.after)
+            self._note(batch, end, variance, costs)
 
-    def _note(self, batch: Sequence[Job], end: float, variance: float, after: Estimate) -> None:
-        caution = _CAUTION * math.sqrt(variance + after.deviation**2)
+    def _note(self, batch: Sequence[Job], end: float, variance: float, costs: CostTable) -> None:
+        after, error = costs.after, costs.error
+        doubt = math.sqrt(variance + after.deviation**2 + error.deviation**2)
         for job in batch:
             self.finish[job.number] = end + after.mean
-            self._cautious[job.number] = end + after.mean + caution
+            self._cautious[job.number] = end + after.mean + max(0.0, error.mean) + _CAUTION * doubt
             self._jobs.append(job)
 
     @property

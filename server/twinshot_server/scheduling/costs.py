@@ -16,7 +16,11 @@ _GUESS = 0.05
 
 @dataclass(slots=True)
 class Estimate:
-    """A running mean and mean deviation of seconds, as TCP keeps them of round trips (RFC 6298)."""
+    """A running mean and deviation of seconds, as TCP keeps them of round trips (RFC 6298).
+
+    The deviation grows as fast as there but falls slowly: what was late once may be late again, and promises
+    are made on it.
+    """
 
     mean: float
     deviation: float = 0.0
@@ -25,7 +29,8 @@ class Estimate:
         """Take in one measurement."""
         error = seconds - self.mean
         self.mean += error / 8
-        self.deviation += (abs(error) - self.deviation) / 4
+        surprise = abs(error) - self.deviation
+        self.deviation += surprise / (4 if surprise > 0 else 32)
 
 
 _Key = tuple[Size, int, int]
@@ -38,6 +43,8 @@ class CostTable:
         self._known: dict[_Key, Estimate] = {}
         self.after = Estimate(0.005, 0.001)
         """From pixels to a finished image file, waiting for the encoder included."""
+        self.error = Estimate(0.0, 0.003)
+        """How much later than foretold pictures are finished: what no single cost explains."""
 
     def install(self, costs: Iterable[Cost]) -> None:
         """Take over what an engine measured when it was warm."""

@@ -179,14 +179,14 @@ class Dispatcher:
             raise self._not_ready()
         forecast = admit(jobs, self._queue, self._capacity, self._free(now), self.costs, now)
         for job in jobs:
+            job.foretold = forecast.finish[job.number]
             self._queue.push(job)
             self._watch(job, now)
         self._pump()
         return max(forecast.finish[job.number] for job in jobs) - now
 
     def _watch(self, job: Job, now: float) -> None:
-        expired = DeadlineError("The deadline passed before the picture was done.")
-        alarm = asyncio.get_running_loop().call_later(max(0.0, job.deadline - now), job.fail, expired)
+        alarm = asyncio.get_running_loop().call_later(max(0.0, job.deadline - now), self._expire, job)
 
         def ended(_done: asyncio.Future[Picture]) -> None:
             alarm.cancel()
@@ -195,6 +195,10 @@ class Dispatcher:
 
         self._accepted.add(job.done)
         job.done.add_done_callback(ended)
+
+    def _expire(self, job: Job) -> None:
+        self.costs.error.learn(max(0.0, time.monotonic() - job.foretold))
+        job.fail(DeadlineError("The deadline passed before the picture was done."))
 
     def _drop(self, job: Job) -> None:
         """A job ended; if that was early, take it out wherever it is."""
@@ -278,7 +282,7 @@ class Dispatcher:
         if finished.drawn:
             self._metrics.count_batch(finished.drawn)
         if finished.drawn == batch.images:
-            self.costs.learn(batch.size, batch.steps, batch.images, finished.seconds)
+            self.costs.learn(batch.size, batch.steps, batch.images, time.monotonic() - batch.started)
         self._pump()
 
     def engine_lost(self, reason: str) -> None:
@@ -308,6 +312,7 @@ class Dispatcher:
         else:
             finished = time.monotonic() - drawn
             self.costs.after.learn(finished)
+            self.costs.error.learn(time.monotonic() - job.foretold)
             if not job.done.done():
                 whole = replace(times, queue=waited, encode=finished)
                 self._metrics.count_image(job.size, whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,8 +60,10 @@ class Job:
     priority: Priority
     deadline: float
     caller: str = "anonymous"
-    number: int = field(default_factory=lambda: next(_numbers))
     arrived: float = field(default_factory=time.monotonic)
+    foretold: float = math.inf
+    """The moment at which it should be done, as it was foretold when it was accepted."""
+    number: int = field(default_factory=lambda: next(_numbers))
     done: asyncio.Future[Picture] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     started: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
