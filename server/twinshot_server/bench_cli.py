@@ -59,17 +59,17 @@ def load(
 
     Requests are sent when their moment has come, whether or not others were answered, as users do.
     """
-    from twinshot_server.load.clients import Target
+    from twinshot_server.load.clients import Target, UnreachableError
     from twinshot_server.load.plan import LoadPlan, PlanError, parse_sizes
 
     try:
         plan = LoadPlan(rate, seconds, parse_sizes(sizes), slow, leaving, seed=seed)
-    except PlanError as error:
+        extra = {"deadline_ms": int(deadline_ms)} if tell_deadline else {}
+        target = Target(url, key, model, image_format, extra=extra)
+        rows = measure_load(target, plan, deadline_ms, system)
+    except (PlanError, UnreachableError) as error:
         typer.echo(f"Error: {error}.", err=True)
         raise typer.Exit(2) from None
-    extra = {"deadline_ms": int(deadline_ms)} if tell_deadline else {}
-    target = Target(url, key, model, image_format, extra=extra)
-    rows = measure_load(target, plan, deadline_ms, system)
     _print_table(rows)
     if output is not None:
         output.write_text(json.dumps(rows, indent=1) + "\n")
@@ -81,6 +81,7 @@ def measure_load(target: Any, plan: Any, deadline_ms: float, system: str) -> lis
     from twinshot_server.load.clients import apply_load, find_model
     from twinshot_server.load.summary import summarise
 
+    served = asyncio.run(find_model(target))
     expected = int(plan.rate * plan.seconds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -90,7 +91,6 @@ def measure_load(target: Any, plan: Any, deadline_ms: float, system: str) -> lis
                 target, plan, lambda sent, done: bar.update(task, completed=done, total=max(sent, expected))
             )
         )
-    served = asyncio.run(find_model(target))
     facts = _describe(served, system) | {"rate": plan.rate, "seconds": plan.seconds, "slow": plan.slow}
     facts |= {"leaving": plan.leaving, "format": target.image_format}
     return [facts | row for row in summarise(outcomes, plan, deadline_ms)]

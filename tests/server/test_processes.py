@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from server_process import PROGRAM, STUB, Server, eventually, exists, running
+
+from soak.servers import PROGRAM, STUB, Server, eventually, exists, running
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 FAST = {"TWINSHOT_STUB_SIZES": "256x256,128x128", "TWINSHOT_STUB_MS": "20"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,10 @@ PROMPTS = tuple(
     for place in ("on a beach", "in the snow", "at night")
 )
 _SLOW_PIECE, _SLOW_PAUSE = 16_384, 0.01
+
+
+class UnreachableError(Exception):
+    """There is no server at the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,13 @@ async def _ask(http: httpx2.AsyncClient, target: Target, arrival: Arrival) -> tu
 
 
 async def find_model(target: Target) -> dict[str, Any]:
-    """The first model that the server offers; empty if it does not say."""
+    """The first model that the server offers; empty if it does not say. Raises UnreachableError."""
     headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
     async with httpx2.AsyncClient(base_url=target.url, headers=headers, timeout=10) as http:
-        with contextlib.suppress(httpx2.HTTPError, ValueError, LookupError, TypeError):
+        try:
             models: Sequence[dict[str, Any]] = (await http.get("/v1/models")).json()["data"]
             return dict(models[0])
-    return {}
+        except (httpx2.TransportError, httpx2.UnsupportedProtocol) as error:
+            raise UnreachableError(f"no answer from {target.url}: {str(error).rstrip('.')}") from None
+        except (ValueError, LookupError, TypeError):  # it speaks of images only
+            return {}

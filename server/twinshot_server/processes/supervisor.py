@@ -16,6 +16,8 @@ _log = structlog.stdlib.get_logger("twinshot")
 
 RESTART_WINDOW = 600.0
 """Seconds within which `restarts` are counted."""
+SOON = 5.0
+"""Seconds after its start within which a child that ends is restarted ever more slowly."""
 
 
 class Listener(Protocol):
@@ -51,6 +53,7 @@ class Supervisor:
         self._listener = listener
         self._restarts = restarts
         self._recent: list[float] = []
+        self._started = 0.0
         self._child: Child | None = None
         self._channel: Channel | None = None
         self._stopping = False
@@ -92,8 +95,9 @@ class Supervisor:
             self._recent = [moment for moment in self._recent if time.monotonic() - moment < RESTART_WINDOW]
             if self._stopping or len(self._recent) >= self._restarts:
                 break
-            # At once the first time, then ever slower: what fails at start must not eat the machine.
-            await asyncio.sleep(2.0 ** len(self._recent) - 1)
+            # What fails soon after its start must not eat the machine; what served for a while is back at once.
+            failed_early = time.monotonic() - self._started < SOON
+            await asyncio.sleep(2.0 ** len(self._recent) - 1 if failed_early else 0.0)
             self._recent.append(time.monotonic())
         if not self._stopping:
             _log.error("gave up", child=self._name, restarts=len(self._recent))
@@ -101,6 +105,7 @@ class Supervisor:
 
     async def _run_once(self) -> bool:
         """Run a child to its end; True if another makes no sense."""
+        self._started = time.monotonic()
         child = self._child = await asyncio.to_thread(self._spawn)
         channel = self._channel = await Channel.open(child.stream)
         self._listener.opened()

@@ -30,7 +30,7 @@ class Estimate:
         error = seconds - self.mean
         self.mean += error / 8
         surprise = abs(error) - self.deviation
-        self.deviation += surprise / (4 if surprise > 0 else 32)
+        self.deviation += surprise / (4 if surprise > 0 else 128)
 
 
 _Key = tuple[Size, int, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,17 @@ class Server:
         lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
 
+    def memory(self) -> float:
+        """Megabytes that its processes hold together; what they share counts once (PSS)."""
+        pids = [self.process.pid, *self.children("engine"), *self.children("encoder")]
+        return sum(map(_proportional_kilobytes, pids)) / 1024
+
+    def histogram(self, name: str) -> dict[float, float]:
+        """Cumulated counts by upper bound of a histogram without labels."""
+        pattern = re.compile(rf'{name}_bucket{{le="([^"]+)"}} (\S+)')
+        found = pattern.findall(httpx2.get(f"{self.url}/metrics").text)
+        return {float(bound): float(count) for bound, count in found}
+
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is being drawn."""
         health = httpx2.get(f"{self.url}/health").json()
@@ -81,9 +93,9 @@ def running(folder: Path, *options: str, **environment: str) -> Iterator[Server]
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=clean | environment, cwd=folder
         )
     try:
-        assert process.stdout
-        line = process.stdout.readline()
-        assert line.startswith("twinshot is ready: open http://127.0.0.1:"), log.read_text()
+        line = process.stdout.readline() if process.stdout else ""
+        if not line.startswith("twinshot is ready: open http://127.0.0.1:"):
+            raise RuntimeError(f"the server did not start: {log.read_text()}")
         yield Server(process, line.split()[-1], log)
     finally:
         process.kill()
@@ -96,7 +108,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
     """Wait until something is so."""
     limit = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < limit, "it never came to be"
+        if time.monotonic() > limit:
+            raise TimeoutError("it never came to be")
         time.sleep(0.02)
 
 
@@ -115,6 +128,15 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _proportional_kilobytes(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _command(pid: int) -> str:
