@@ -29,7 +29,7 @@ def measure_overload(folder: Path, seconds: float) -> list[Finding]:
 
 
 def measure_miniature(folder: Path, seconds: float) -> list[Finding]:
-    """The same with the built-in miniature, which wants the cores that client and server run on for itself."""
+    """The same with the built-in miniature, which wants the cores of client and server for itself."""
     with running(folder) as server:
         started = time.monotonic()
         for seed in range(6):

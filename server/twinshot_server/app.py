@@ -20,6 +20,7 @@ from twinshot_server.engine_protocol import LOADING_ERRORS, ImageEngine
 from twinshot_server.errors import install_error_handlers
 from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
+from twinshot_server.openapi import describe_with_keys
 from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.children import ProcessChild, Spawn, ThreadChild
 from twinshot_server.processes.encoder_worker import run_encoder
@@ -64,6 +65,7 @@ def create_app(
     for module in (generate, openai_images, realtime, health, admin, page):
         app.include_router(module.router)
     page.mount_static(app)
+    describe_with_keys(app)
     return app
 
 

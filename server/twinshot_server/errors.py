@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_server.openai_schemas import ImagesBody
@@ -28,7 +29,7 @@ _TITLES = {
     "invalid_request": "The request cannot be served as it is",
     "invalid_key": "A valid API key is needed",
     "forbidden": "This key may not do that",
-    "not_found": "There is no such path",
+    "not_found": "There is no such thing",
     "method_not_allowed": "The path takes another method",
     "not_acceptable": "Nothing that Accept names can be sent",
     "body_too_large": "The body is too large",
@@ -45,6 +46,7 @@ _TITLES = {
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _BODIES: dict[str, type[BaseModel]] = {"/generate": GenerateBody, "/v1/images/generations": ImagesBody}
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _UNEXPECTED = "The server failed unexpectedly; its log says why under this request id."
 
 
@@ -124,6 +126,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _handle(request: Request, error: Exception) -> Response:
     told = as_api_error(error, request.url.path)
+    if told.status == 405:
+        told = _wrong_method(request)
     request.state.facts["error"] = told.code
     response = error_response(request.url.path, request.state.request_id, told)
     if told.code == "internal_error":  # what answers an unexpected failure stands outside of all middleware
@@ -148,12 +152,21 @@ def _from_http(error: HTTPException) -> ApiError:
     return ApiError(status, code, f"{_explain(error)}.", headers=error.headers)
 
 
+def _wrong_method(request: Request) -> ApiError:
+    """Starlette names the methods of the first route only that has the path."""
+    methods = ", ".join(method for method in _METHODS if _takes(request, method))
+    return ApiError(405, "method_not_allowed", f"This path takes {methods}.", headers={"Allow": methods})
+
+
+def _takes(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(dict(scope))[0] is Match.FULL for route in request.app.routes)
+
+
 def _explain(error: HTTPException) -> str:
     """Starlette's phrase in words that help, where it has only the status's name."""
     if error.status_code == 404:
         return "There is no such path; /docs lists those that exist"
-    if error.status_code == 405:
-        return f"This path takes {(error.headers or {}).get('Allow', 'another method')}"
     if error.status_code == 400:
         return "The body cannot be read as JSON"
     return error.detail

@@ -10,6 +10,7 @@ from twinshot_engine.types import EngineInfo, GenerateRequest
 from twinshot_server.images import ImageFormat
 from twinshot_server.scheduling.jobs import Priority
 from twinshot_server.schemas import (
+    PROMPT_SCHEMA,
     Adapter,
     DeadlineMs,
     GenerateBody,
@@ -38,7 +39,7 @@ class ImagesBody(BaseModel):
         extra="forbid", frozen=True, json_schema_extra={"examples": [{"prompt": "a red car on a beach"}]}
     )
 
-    prompt: str = Field(description="What to draw.")
+    prompt: str = Field(description="What to draw.", json_schema_extra=PROMPT_SCHEMA)
     model: str | None = Field(default=None, description="This server has one model; any name will do.")
     n: Annotated[int, Field(strict=True, ge=1, le=10)] | None = Field(
         default=None, description="1 by default."

@@ -7,7 +7,7 @@ import secrets
 import unicodedata
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from twinshot_engine.types import GenerateRequest, Size
 from twinshot_server.images import ImageFormat
@@ -16,6 +16,14 @@ from twinshot_server.scheduling.jobs import Priority
 MAX_PROMPT_CHARACTERS = 4_000
 MAX_SEED = 2**32 - 1
 MAX_DEADLINE_MS = 600_000
+
+PROMPT_SCHEMA: dict[str, JsonValue] = {
+    "minLength": 1,
+    "maxLength": MAX_PROMPT_CHARACTERS,
+    "pattern": r"\S",
+}
+"""What the document says of prompts; `check_prompt` refuses in better words than a schema would."""
+SIZE_PATTERN = "^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 
 _UNREADABLE = {"Cc", "Cs"}  # control characters and lone surrogates
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -60,7 +68,8 @@ class GenerateBody(BaseModel):
     )
 
     prompt: str = Field(
-        description=f"What to draw, in {MAX_PROMPT_CHARACTERS} characters at most; a model may take fewer."
+        description=f"What to draw, in {MAX_PROMPT_CHARACTERS} characters at most; a model may take fewer.",
+        json_schema_extra=PROMPT_SCHEMA,
     )
     n: Count = Field(default=1, description="How many pictures; their seeds count up from `seed`.")
     seed: Seed | None = Field(
@@ -68,7 +77,10 @@ class GenerateBody(BaseModel):
         description="Same seed and prompt, same picture. Random if not given; `X-Seed` tells which.",
     )
     size: str | None = Field(
-        default=None, description="`WIDTHxHEIGHT`, short for width and height.", examples=["256x256"]
+        default=None,
+        description="`WIDTHxHEIGHT`, short for width and height.",
+        examples=["256x256"],
+        json_schema_extra={"pattern": SIZE_PATTERN},
     )
     width: Dimension | None = Field(default=None, description="In pixels, together with height.")
     height: Dimension | None = Field(default=None, description="In pixels, together with width.")

@@ -95,7 +95,7 @@ class Supervisor:
             self._recent = [moment for moment in self._recent if time.monotonic() - moment < RESTART_WINDOW]
             if self._stopping or len(self._recent) >= self._restarts:
                 break
-            # What fails soon after its start must not eat the machine; what served for a while is back at once.
+            # What fails soon after its start must not eat the machine; what served well is back at once.
             failed_early = time.monotonic() - self._started < SOON
             await asyncio.sleep(2.0 ** len(self._recent) - 1 if failed_early else 0.0)
             self._recent.append(time.monotonic())

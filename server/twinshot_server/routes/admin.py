@@ -8,12 +8,16 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from twinshot_server.answers import Health, describe_problem
+from twinshot_server.errors import ApiError
 from twinshot_server.routes.health import describe_health
 from twinshot_server.service import ServiceOf
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: describe_problem("The body is no JSON that could be read."),
     401: describe_problem("The admin key is needed."),
     403: describe_problem("The key may not call this."),
+    408: describe_problem("The body took too long to arrive."),
+    413: describe_problem("The body is too large."),
     422: describe_problem("The engine cannot do that."),
     503: describe_problem("No engine is ready."),
 }
@@ -58,8 +62,10 @@ async def load_adapter(name: Name, body: AdapterSource, service: ServiceOf) -> A
     return Adapters(adapters=service.dispatcher.adapters)
 
 
-@router.delete("/adapters/{name}")
+@router.delete("/adapters/{name}", responses={404: describe_problem("There is no such adapter.")})
 async def unload_adapter(name: Name, service: ServiceOf) -> Adapters:
     """Unload an adapter from every engine."""
+    if name not in service.dispatcher.adapters:
+        raise ApiError(404, "not_found", f"The adapter {name!r} is not loaded.", param="name")
     await service.dispatcher.change_adapter(name, None)
     return Adapters(adapters=service.dispatcher.adapters)

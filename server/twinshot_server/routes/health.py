@@ -16,6 +16,14 @@ router = APIRouter(tags=["operations"])
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not ready."}}
 _NOT_ALIVE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Restart the process."}}
+_METRICS: dict[str, Any] = {
+    media_type: {"schema": {"type": "string"}}
+    for media_type in ("text/plain", "application/openmetrics-text")
+}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": OpenAIError, "description": "A valid API key is needed."},
+    503: {"model": OpenAIError, "description": "The model is loading."},
+}
 
 
 @router.get("/health", responses=_NOT_READY)
@@ -41,14 +49,14 @@ async def alive(service: ServiceOf, response: Response) -> Health:
     return describe_health(service)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": _METRICS}})
 async def metrics(request: Request, service: ServiceOf) -> Response:
     """Metrics in Prometheus' text format."""
     write, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(write(service.metrics.registry), headers={"Content-Type": media_type})
 
 
-@router.get("/v1/models", responses={503: {"model": OpenAIError, "description": "The model is loading."}})
+@router.get("/v1/models", responses=_REFUSED)
 async def models(service: ServiceOf) -> ModelList:
     """The loaded model, with the sizes and steps it accepts."""
     info = service.info
