@@ -49,7 +49,7 @@ def create_app(
     metrics = Metrics()
     dispatcher = _make_dispatcher(settings, engine, metrics)
     metrics.watch(dispatcher, vllm_names=settings.vllm_metrics)
-    lifecycle = Lifecycle(dispatcher, metrics, settings.drain_seconds)
+    lifecycle = Lifecycle(dispatcher, metrics, settings)
     service = Service(settings, dispatcher, metrics, lifecycle)
     dispatcher.ready.add_done_callback(_announce)
     app = FastAPIOffline(
@@ -91,13 +91,14 @@ def _make_dispatcher(settings: Settings, engine: ImageEngine | None, metrics: Me
     if engine is not None:
         worker = _engine_thread(settings, arena, engine)
         return Dispatcher(settings, arena, [worker], _encoder_thread(arena), metrics)
-    options = settings.model_dump_json(exclude={"api_keys", "admin_key"})
-    engines = [_engine_process(arena, options) for _ in range(settings.replicas)]
-    return Dispatcher(settings, arena, engines, lambda: ProcessChild("encoder", arena, options), metrics)
+    engines = [_process("engine", arena, settings, number) for number in range(settings.replicas)]
+    return Dispatcher(settings, arena, engines, _process("encoder", arena, settings), metrics)
 
 
-def _engine_process(arena: Arena, options: str) -> Spawn:
-    return lambda: ProcessChild("engine", arena, options)
+def _process(role: str, arena: Arena, settings: Settings, replica: int = 0) -> Spawn:
+    own = settings.model_copy(update={"replica": replica})
+    options = own.model_dump_json(exclude={"api_keys", "admin_key"})
+    return lambda: ProcessChild(role, arena, options)
 
 
 def _engine_thread(settings: Settings, arena: Arena, engine: ImageEngine) -> Spawn:

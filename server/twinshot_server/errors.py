@@ -20,8 +20,8 @@ from starlette.routing import Match
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_server.openai_schemas import ImagesBody
 from twinshot_server.scheduling.admission import RefusedError
-from twinshot_server.scheduling.dispatcher import NotReadyError
 from twinshot_server.scheduling.jobs import DeadlineError, FailedError, StoppingError
+from twinshot_server.scheduling.pool import NotReadyError
 from twinshot_server.schemas import GenerateBody
 from twinshot_server.validation import describe
 

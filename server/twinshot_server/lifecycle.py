@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 
@@ -10,6 +11,7 @@ import structlog
 
 from twinshot_server.metrics import Metrics
 from twinshot_server.scheduling.dispatcher import Dispatcher
+from twinshot_server.settings import Settings
 
 _log = structlog.stdlib.get_logger("twinshot")
 _TICK = 0.02
@@ -21,10 +23,10 @@ class Lifecycle:
     After that, closing: new requests are refused, accepted ones finished.
     """
 
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, drain_seconds: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, settings: Settings) -> None:
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._drain_seconds = drain_seconds
+        self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
 
@@ -49,13 +51,14 @@ class Lifecycle:
         The task ends when everything is done. It is the same task however often this is called.
         """
         if self._draining is None:
-            _log.info("draining", seconds=self._drain_seconds)
+            _log.info("draining", seconds=self._settings.drain_seconds)
             self._draining = self._keep(self._drain())
         return self._draining
 
     async def _drain(self) -> None:
-        await asyncio.sleep(self._drain_seconds)
-        await self._dispatcher.finish()
+        await asyncio.sleep(self._settings.drain_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._dispatcher.finish(), self._settings.shutdown_seconds)
 
     def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

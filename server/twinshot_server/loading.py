@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_server.engine_protocol import Progress
@@ -13,11 +15,17 @@ def load_engine(settings: Settings, progress: Progress | None = None) -> Engine:
     return Engine.load(_engine_config(settings), progress)
 
 
+def _own_device(settings: Settings) -> str:
+    """The GPU of this replica, where there are several of both."""
+    count = torch.cuda.device_count() if settings.device in {"auto", "cuda"} else 0
+    return f"cuda:{settings.replica % count}" if settings.replicas > 1 and count else settings.device
+
+
 def _engine_config(settings: Settings) -> EngineConfig:
     try:
         config = EngineConfig(
             checkpoint=settings.checkpoint,
-            device=settings.device,
+            device=_own_device(settings),
             precision=settings.precision,
             backend=settings.backend,
             sizes=settings.listed_sizes,

@@ -96,7 +96,7 @@ class Metrics:
             "When an engine would begin with a request that came now.",
             lambda: dispatcher.predicted_wait,
         )
-        self._read("engines_available", "Engines that can draw.", lambda: len(dispatcher.available))
+        self._read("engines_available", "Engines that can draw.", lambda: len(dispatcher.engines.available))
         memory = self._gauge("gpu_memory_bytes", "Memory of the engines on their GPUs.", "state")
         for place, state in enumerate(("allocated", "reserved")):
             memory.labels(state).set_function(_gpu_bytes(dispatcher, place))

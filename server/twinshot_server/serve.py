@@ -61,7 +61,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """A signal came."""
-        if sig == signal.SIGINT or self._asked_to_stop or self._service.dispatcher.info is None:
+        if sig == signal.SIGINT or self._asked_to_stop or self._service.dispatcher.engines.info is None:
             self.should_exit = True
         else:
             asyncio.get_running_loop().call_soon_threadsafe(self._drain)

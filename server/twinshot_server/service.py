@@ -16,7 +16,7 @@ from twinshot_server.images import ImageFormat
 from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
 from twinshot_server.orders import Order
-from twinshot_server.scheduling.dispatcher import Dispatcher, NotReadyError
+from twinshot_server.scheduling.dispatcher import Dispatcher
 from twinshot_server.scheduling.jobs import Job, Priority
 from twinshot_server.settings import Settings
 
@@ -51,11 +51,9 @@ class Service:
     @property
     def info(self) -> EngineInfo:
         """What is loaded. Raises NotReadyError while nothing is."""
-        info = self.dispatcher.info
+        info = self.dispatcher.engines.info
         if info is None:
-            failed = self.dispatcher.failure is not None
-            reason = "could not be loaded; /health says why" if failed else "is still loading"
-            raise NotReadyError(f"The model {reason}.")
+            raise self.dispatcher.engines.not_ready()
         return info
 
     async def accept(self, requests: Sequence[GenerateRequest], terms: Terms) -> Order:
@@ -66,7 +64,7 @@ class Service:
         if len(requests) > self.settings.max_images:
             message = f"n: at most {self.settings.max_images} pictures at a time, not {len(requests)}."
             raise ApiError(422, "invalid_request", message, param="n")
-        await self.dispatcher.validate(requests[0])
+        await self.dispatcher.engines.validate(requests[0])
         allowed = (terms.deadline_ms or self.settings.deadline_ms) / 1000
         deadline = terms.arrived + allowed - min(_SENDING, allowed / 2)
         jobs = [

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; every core if not given.")
     replicas: int = Field(default=1, ge=1, le=64, description="Engine processes: one a GPU.")
+    replica: int = Field(default=0, ge=0, description="Which of them this is; the server sets it.")
     batching: Batching = Field(
         default="exact",
         description="exact: a picture never depends on its neighbours; fast: forward passes are shared "

@@ -73,11 +73,24 @@ def test_a_deadline_is_held_against_all_that_comes_first(
 
 def test_doubt_makes_cautious(costs: CostTable) -> None:
     job = due(0.12)
-    admit([job], queue_of(costs), 10, [0.0], costs, 0.0)
+    admit([job], queue_of(costs), 10, [0.01], costs, 0.0)
     for estimate in costs._known.values():
         estimate.deviation = 0.01
     with pytest.raises(RefusedError):
-        admit([job], queue_of(costs), 10, [0.0], costs, 0.0)
+        admit([job], queue_of(costs), 10, [0.01], costs, 0.0)
+
+
+def test_an_idle_engine_is_tried_if_it_was_ever_fast_enough(costs: CostTable) -> None:
+    """After a pause nothing would be fast enough, and nothing drawn that could show it is over."""
+    for _ in range(20):
+        costs.learn(SIZE, 1, 1, 5.0)
+    quick = due(0.12)
+    admit([quick], queue_of(costs), 10, [0.0], costs, 0.0)
+    for hopeless, free in ((due(0.09), 0.0), (due(0.12), 0.01)):
+        with pytest.raises(RefusedError):
+            admit([hopeless], queue_of(costs), 10, [free], costs, 0.0)
+    with pytest.raises(RefusedError):
+        admit([quick], queue_of(costs, due(math.inf)), 10, [0.0], costs, 0.0)
 
 
 def test_the_bound_counts_pictures(costs: CostTable) -> None:

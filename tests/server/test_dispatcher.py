@@ -18,8 +18,9 @@ from twinshot_engine.types import GenerateRequest
 from twinshot_server.app import create_app
 from twinshot_server.processes.messages import Cost
 from twinshot_server.scheduling.admission import RefusedError
-from twinshot_server.scheduling.dispatcher import Dispatcher, NotReadyError
+from twinshot_server.scheduling.dispatcher import Dispatcher
 from twinshot_server.scheduling.jobs import DeadlineError, FailedError, Job, StoppingError
+from twinshot_server.scheduling.pool import NotReadyError
 from twinshot_server.settings import Settings
 
 Test = Callable[[Dispatcher], Coroutine[Any, Any, None]]
@@ -199,7 +200,7 @@ def test_the_queue_keeps_what_waits_while_an_engine_is_replaced(engine: Any) -> 
         for job in jobs[:2]:
             with pytest.raises(FailedError, match="ended while it drew"):
                 await job.done
-        assert not dispatcher.available
+        assert not dispatcher.engines.available
         with pytest.raises(NotReadyError, match="restarted"):
             dispatcher.submit([make_job()])
         engine.release()
@@ -234,7 +235,7 @@ def test_an_engine_that_keeps_ending_is_given_up(engine: Any) -> None:
             with pytest.raises(FailedError):
                 await job.done
         assert not dispatcher.alive
-        assert dispatcher.failure is not None
+        assert dispatcher.engines.failure is not None
 
     run(test, engine, engine_restarts=0)
 
@@ -283,7 +284,7 @@ def test_a_model_that_cannot_be_loaded_is_remembered(engine: Any) -> None:
         dispatcher.start()
         with pytest.raises(CheckpointError, match="no folder"):
             await asyncio.wrap_future(dispatcher.ready)
-        assert isinstance(dispatcher.failure, CheckpointError)
+        assert isinstance(dispatcher.engines.failure, CheckpointError)
         with pytest.raises(NotReadyError, match="could not be loaded"):
             dispatcher.submit([make_job()])
         await dispatcher.stop()
@@ -293,10 +294,10 @@ def test_a_model_that_cannot_be_loaded_is_remembered(engine: Any) -> None:
 
 def test_validation_asks_the_engine_and_knows_adapters(engine: Any) -> None:
     async def test(dispatcher: Dispatcher) -> None:
-        await dispatcher.validate(GenerateRequest("a", 1, 64, 32))
+        await dispatcher.engines.validate(GenerateRequest("a", 1, 64, 32))
         with pytest.raises(InvalidRequestError, match="65x32"):
-            await dispatcher.validate(GenerateRequest("a", 1, 65, 32))
+            await dispatcher.engines.validate(GenerateRequest("a", 1, 65, 32))
         with pytest.raises(InvalidRequestError, match="adapter 'ink' is not loaded; loaded: none"):
-            await dispatcher.validate(GenerateRequest("a", 1, 64, 32, 1, "ink"))
+            await dispatcher.engines.validate(GenerateRequest("a", 1, 64, 32, 1, "ink"))
 
     run(test, engine)

@@ -52,20 +52,20 @@ async def drain(service: ServiceOf) -> Health:
 @router.get("/adapters")
 async def adapters(service: ServiceOf) -> Adapters:
     """The adapters that are loaded."""
-    return Adapters(adapters=service.dispatcher.adapters)
+    return Adapters(adapters=service.dispatcher.engines.adapters)
 
 
 @router.put("/adapters/{name}")
 async def load_adapter(name: Name, body: AdapterSource, service: ServiceOf) -> Adapters:
     """Load an adapter into every engine, between two batches."""
-    await service.dispatcher.change_adapter(name, body.source)
-    return Adapters(adapters=service.dispatcher.adapters)
+    await service.dispatcher.engines.change_adapter(name, body.source)
+    return Adapters(adapters=service.dispatcher.engines.adapters)
 
 
 @router.delete("/adapters/{name}", responses={404: describe_problem("There is no such adapter.")})
 async def unload_adapter(name: Name, service: ServiceOf) -> Adapters:
     """Unload an adapter from every engine."""
-    if name not in service.dispatcher.adapters:
+    if name not in service.dispatcher.engines.adapters:
         raise ApiError(404, "not_found", f"The adapter {name!r} is not loaded.", param="name")
-    await service.dispatcher.change_adapter(name, None)
-    return Adapters(adapters=service.dispatcher.adapters)
+    await service.dispatcher.engines.change_adapter(name, None)
+    return Adapters(adapters=service.dispatcher.engines.adapters)

@@ -38,7 +38,7 @@ async def ready(service: ServiceOf, response: Response) -> Health:
 @router.get("/startupz", responses=_NOT_READY)
 async def started(service: ServiceOf, response: Response) -> Health:
     """200 once the model was loaded, whatever came after."""
-    response.status_code = 200 if service.dispatcher.info else 503
+    response.status_code = 200 if service.dispatcher.engines.info else 503
     return describe_health(service)
 
 
@@ -70,7 +70,7 @@ async def models(service: ServiceOf) -> ModelList:
         size_rule=info.size_rule,
         steps=list(info.steps),
         max_prompt_tokens=info.max_prompt_tokens,
-        adapters=service.dispatcher.adapters,
+        adapters=service.dispatcher.engines.adapters,
         vocabulary=dict(info.vocabulary),
     )
     return ModelList(data=[model])
@@ -84,7 +84,7 @@ def describe_health(service: Service) -> Health:
         status=status,
         reason=reason,
         version=__version__,
-        model=dispatcher.info.name if dispatcher.info else None,
+        model=dispatcher.engines.info.name if dispatcher.engines.info else None,
         waiting=dispatcher.waiting,
         running=dispatcher.running,
         predicted_wait_ms=round(dispatcher.predicted_wait * 1000, 1),
@@ -93,14 +93,14 @@ def describe_health(service: Service) -> Health:
 
 def _status(service: Service) -> tuple[Any, str | None]:
     dispatcher = service.dispatcher
-    if dispatcher.failure is not None:
-        return "failed", _reason(dispatcher.failure)
+    engines = dispatcher.engines
+    if engines.failure is not None:
+        return "failed", _reason(engines.failure)
     if service.lifecycle.draining or dispatcher.closing:
         return "draining", "The server is about to stop."
-    if dispatcher.available:
+    if engines.available:
         return "ready", None
-    stage, fraction = dispatcher.engines[0].progress
-    return "restarting" if dispatcher.info else "starting", f"{stage} {fraction:.0%}"
+    return "restarting" if engines.info else "starting", engines.progress
 
 
 def _reason(failure: BaseException) -> str:

@@ -84,12 +84,24 @@ def admit(
         trial.push(job)
     forecast = Forecast(trial, free, costs)
     worst = max(forecast.lateness(job) for job in jobs)
-    if worst > 0:
+    if worst > 0 and not _worth_a_try(jobs, queue, free, costs, now):
         raise RefusedError("deadline_unreachable", _too_late(jobs, forecast, now), worst)
     if forecast.late and forecast.late - Forecast(queue, free, costs).late:
         message = "It would make requests that were accepted before miss their deadlines."
         raise RefusedError("deadline_unreachable", message, forecast.end - now)
     return forecast
+
+
+def _worth_a_try(
+    jobs: Sequence[Job], queue: FairQueue, free: Sequence[float], costs: CostTable, now: float
+) -> bool:
+    """Whether one job finds an idle engine that was fast enough once.
+
+    Else one long pause would make everything look too slow, and nothing would be drawn to show otherwise.
+    """
+    idle = len(jobs) == 1 and not len(queue) and min(free) <= now
+    least = costs.estimate(jobs[0].size, jobs[0].request.steps).least + costs.after.least
+    return idle and now + least <= jobs[0].deadline
 
 
 def _full(waiting: int, more: int, capacity: int) -> str:

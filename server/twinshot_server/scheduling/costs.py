@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twinshot_engine.types import Size
 from twinshot_server.processes.messages import Cost
@@ -24,9 +24,15 @@ class Estimate:
 
     mean: float
     deviation: float = 0.0
+    least: float = field(init=False)
+    """The smallest measurement."""
+
+    def __post_init__(self) -> None:
+        self.least = self.mean
 
     def learn(self, seconds: float) -> None:
         """Take in one measurement."""
+        self.least = min(self.least, seconds)
         error = seconds - self.mean
         self.mean += error / 8
         surprise = abs(error) - self.deviation

@@ -12,8 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.types import EngineInfo, GenerateRequest, StageTimes
+from twinshot_engine.types import EngineInfo, StageTimes
 from twinshot_server.metrics import Metrics
 from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.children import Spawn
@@ -21,21 +20,14 @@ from twinshot_server.processes.messages import Cost, Finished
 from twinshot_server.scheduling.admission import Forecast, admit
 from twinshot_server.scheduling.costs import CostTable
 from twinshot_server.scheduling.encoder_link import EncoderLink
-from twinshot_server.scheduling.engine_link import Batch, EngineLink, EngineLostError
+from twinshot_server.scheduling.engine_link import Batch, EngineLink
 from twinshot_server.scheduling.fair_queue import FairQueue
 from twinshot_server.scheduling.jobs import DeadlineError, FailedError, Job, Picture, StoppingError
+from twinshot_server.scheduling.pool import EnginePool
 from twinshot_server.settings import Settings
 
 _LEAD = 0.005
 """Seconds before an engine should be free at which it gets its next batch, so that it never waits for us."""
-
-
-class NotReadyError(Exception):
-    """No engine can draw at this moment; `retry_after` is in seconds."""
-
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class Dispatcher:
@@ -49,16 +41,7 @@ class Dispatcher:
         self.costs = CostTable()
         self.closing = False
         """Whether new jobs are refused because the server stops."""
-        self.engines = [
-            EngineLink(
-                f"engine {number}",
-                spawn,
-                self,
-                restarts=settings.engine_restarts,
-                hang_seconds=settings.hang_seconds,
-            )
-            for number, spawn in enumerate(engines)
-        ]
+        self.engines = EnginePool(settings, engines, self)
         self.encoder = EncoderLink(encoder)
         self._arena = arena
         self._capacity = settings.max_queue
@@ -70,36 +53,10 @@ class Dispatcher:
         self._accepted: set[asyncio.Future[Picture]] = set()
         self._alarm: asyncio.TimerHandle | None = None
 
-    # What others may know.
-
-    @property
-    def info(self) -> EngineInfo | None:
-        """What is loaded, once anything is."""
-        return next((engine.info for engine in self.engines if engine.info), None)
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What keeps the engines from working, if all of them gave up."""
-        failures = [engine.failure for engine in self.engines if engine.state == "failed"]
-        return failures[0] if len(failures) == len(self.engines) else None
-
-    @property
-    def available(self) -> list[EngineLink]:
-        """The engines that can draw."""
-        return [engine for engine in self.engines if engine.state == "ready" and not engine.hung]
-
     @property
     def alive(self) -> bool:
         """Whether no engine hangs or is gone for good, and images can be encoded."""
-        return self.encoder.alive and not any(
-            engine.hung or engine.state == "failed" for engine in self.engines
-        )
-
-    @property
-    def adapters(self) -> list[str]:
-        """The adapters that every engine has loaded."""
-        loaded = [set(engine.adapters) for engine in self.engines]
-        return sorted(set.intersection(*loaded))
+        return self.encoder.alive and self.engines.healthy
 
     @property
     def waiting(self) -> int:
@@ -109,29 +66,26 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """How many jobs are being drawn or encoded."""
-        return sum(engine.running for engine in self.engines) + len(self._encoding)
+        return self.engines.running + len(self._encoding)
 
     @property
     def predicted_wait(self) -> float:
         """Seconds until an engine would begin with a job that came now, behind all that waits."""
         now = time.monotonic()
-        free = self._free(now)
+        free = self.engines.free_at(now)
         return max(0.0, min(free, default=now) - now, Forecast(self._queue, free, self.costs).end - now)
-
-    # Work.
 
     def start(self) -> None:
         """Begin to load the engines, on the running event loop."""
         self.encoder.start()
-        for engine in self.engines:
-            engine.start()
+        self.engines.start()
 
     async def stop(self) -> None:
         """End everything; jobs that are not done fail with StoppingError."""
         self.closing = True
         for job in self._queue.clear():
             job.fail(StoppingError("The server stopped."))
-        await asyncio.gather(*(engine.stop() for engine in self.engines))
+        await self.engines.stop()
         if self._encoding:
             await asyncio.wait(self._encoding, timeout=5)
         await self.encoder.stop()
@@ -144,29 +98,6 @@ class Dispatcher:
         self.closing = True
         await asyncio.gather(*self._accepted, return_exceptions=True)
 
-    async def validate(self, request: GenerateRequest) -> None:
-        """Ask an engine whether it can draw this. Raises InvalidRequestError or NotReadyError."""
-        for engine in self.available:
-            if request.adapter is not None and request.adapter not in engine.adapters:
-                loaded = ", ".join(engine.adapters) or "none"
-                raise InvalidRequestError(f"The adapter {request.adapter!r} is not loaded; loaded: {loaded}.")
-            try:
-                await engine.validate(request)
-            except EngineLostError:
-                continue
-            return
-        raise self._not_ready()
-
-    async def change_adapter(self, name: str, source: str | None) -> None:
-        """Load an adapter into every engine, or unload it. Raises InvalidRequestError or NotReadyError."""
-        if len(self.available) < len(self.engines):
-            raise self._not_ready()
-        try:
-            for engine in self.engines:
-                await engine.change_adapter(name, source)
-        except EngineLostError:
-            raise self._not_ready() from None
-
     def submit(self, jobs: Sequence[Job]) -> float:
         """Accept all of `jobs` or none; the predicted seconds until the last is done.
 
@@ -175,9 +106,9 @@ class Dispatcher:
         now = time.monotonic()
         if self.closing:
             raise StoppingError("The server is stopping.")
-        if not self.available:
-            raise self._not_ready()
-        forecast = admit(jobs, self._queue, self._capacity, self._free(now), self.costs, now)
+        if not self.engines.available:
+            raise self.engines.not_ready()
+        forecast = admit(jobs, self._queue, self._capacity, self.engines.free_at(now), self.costs, now)
         for job in jobs:
             job.foretold = forecast.finish[job.number]
             self._queue.push(job)
@@ -214,7 +145,7 @@ class Dispatcher:
         while (
             self.waiting
             and len(self._slots) >= self._largest
-            and (free := [engine for engine in self.available if _wants_work(engine, now)])
+            and (free := [engine for engine in self.engines.available if _wants_work(engine, now)])
         ):
             jobs = [job for job in self._queue.pop() if not job.done.done()]
             if jobs:
@@ -232,23 +163,10 @@ class Dispatcher:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        busy = [engine.free_at(now) - now for engine in self.available if len(engine.batches) == 1]
+        busy = [engine.free_at(now) - now for engine in self.engines.available if len(engine.batches) == 1]
         if busy and self.waiting and len(self._slots) >= self._largest:
             delay = max(0.0, min(busy) - _LEAD)
             self._alarm = asyncio.get_running_loop().call_later(delay, self._pump)
-
-    def _free(self, now: float) -> list[float]:
-        return [engine.free_at(now) for engine in self.available]
-
-    def _not_ready(self) -> NotReadyError:
-        if self.failure is not None:
-            return NotReadyError("The model could not be loaded; /health says why.")
-        restarting = next((engine for engine in self.engines if engine.state == "restarting"), None)
-        if restarting is not None and restarting.info is not None:
-            return NotReadyError("The engine is being restarted.", restarting.info.load_seconds)
-        return NotReadyError("The model is still loading.")
-
-    # What the engines tell.
 
     def engine_ready(self, engine: EngineLink, costs: Sequence[Cost]) -> None:
         """It is loaded and warm."""
@@ -292,12 +210,13 @@ class Dispatcher:
 
     def engine_gave_up(self) -> None:
         """An engine will not come back; if it was the last, nothing that waits will be drawn."""
-        if self.failure is None:
+        failure = self.engines.failure
+        if failure is None:
             return
         for job in self._queue.clear():
             job.fail(FailedError("No engine is left."))
         if not self.ready.done():
-            self.ready.set_exception(self.failure)
+            self.ready.set_exception(failure)
 
     async def _encode(self, job: Job, slot: int, times: StageTimes, together: int) -> None:
         """From pixels to the file; runs to its end, because the encoder holds the slot until then."""
