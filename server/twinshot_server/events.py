@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pybase64
 from fastapi.responses import StreamingResponse
 
 from twinshot_server.negotiation import EVENTS
+
+
+def describe_events(*names: str) -> dict[str, Any]:
+    """The media type's entry in a route's `responses`, as OpenAPI 3.2 has it: a schema for each event."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "event": {"enum": list(names)},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "required": ["event", "data"],
+    }
+    return {EVENTS: {"itemSchema": schema}}
 
 
 def event(name: str, data: bytes) -> bytes:

@@ -95,7 +95,8 @@ def test_another_engine_goes_on_while_one_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_stop_finishes_what_was_accepted(tmp_path: Path) -> None:
-    with running(tmp_path, *STUB, "--drain-seconds", "0.5", **FAST) as server:
+    slow = FAST | {"TWINSHOT_STUB_MS": "60"}
+    with running(tmp_path, *STUB, "--drain-seconds", "0.5", **slow) as server:
         with ThreadPoolExecutor(20) as pool:
             answers = [pool.submit(server.post, seed=seed) for seed in range(20)]
             eventually(lambda: server.metric("twinshot_requests_waiting") > 5)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from twinshot_engine.types import GenerateRequest
 from twinshot_server.answers import GenerateResult, ImageResult, Timings, describe_problem
 from twinshot_server.errors import as_api_error, error_body
-from twinshot_server.events import EventStream, event, with_base64
+from twinshot_server.events import EventStream, describe_events, event, with_base64
 from twinshot_server.negotiation import Reply, choose_reply
 from twinshot_server.orders import Order
 from twinshot_server.scheduling.jobs import Picture
@@ -21,16 +21,13 @@ from twinshot_server.service import CallerOf, Service, ServiceOf, Terms, unless_
 router = APIRouter()
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
-_EVENTS = {
-    "schema": {"type": "string", "description": "queued, started, image, done, error; see docs/API.md"}
-}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture as an image file, or one or more in JSON or events.",
         "model": GenerateResult,
         "content": {
             **{f"image/{name}": _IMAGE for name in ("png", "jpeg", "webp")},
-            "text/event-stream": _EVENTS,
+            **describe_events("queued", "started", "image", "done", "error"),
         },
         "headers": {
             "X-Seed": {"description": "The seed that was used.", "schema": {"type": "integer"}},

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from twinshot_engine.types import GenerateRequest
 from twinshot_server.answers import OpenAIError
 from twinshot_server.errors import as_api_error, error_body
-from twinshot_server.events import EventStream, event, with_base64
+from twinshot_server.events import EventStream, describe_events, event, with_base64
 from twinshot_server.openai_schemas import USAGE, ImagesBody, ImagesResult
 from twinshot_server.orders import Order
 from twinshot_server.routes.generate import note_pictures, note_request
@@ -22,6 +22,7 @@ from twinshot_server.service import CallerOf, ServiceOf, Terms, unless_gone
 
 router = APIRouter()
 PATH = "/v1/images/generations"
+_COMPLETED = "image_generation.completed"
 
 _STATUSES = {
     400: "A field is wrong, or the model cannot do what is asked.",
@@ -34,7 +35,7 @@ _STATUSES = {
     504: "It was accepted, but not done by its deadline.",
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": ImagesResult, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"model": ImagesResult, "content": describe_events(_COMPLETED, "error")},
     **{status: {"model": OpenAIError, "description": text} for status, text in _STATUSES.items()},
 }
 
@@ -76,16 +77,20 @@ def _image(body: ImagesBody, picture: Picture) -> bytes:
 
 async def _events(request: Request, order: Order, body: ImagesBody) -> AsyncIterator[bytes]:
     """One `image_generation.completed` for each picture: at one step there is nothing partial to show."""
-    facts, name = request.state.facts, "image_generation.completed"
+    facts = request.state.facts
     facts["outcome"] = 499  # should the client leave and end this
     try:
         async for change, index in order.changes():
             if change == "done":
                 picture = order.jobs[index].done.result()
                 note_pictures(request, [picture])
-                told = {"type": name, "created_at": int(time.time()), **body.echo(order.jobs[index].request)}
+                told = {
+                    "type": _COMPLETED,
+                    "created_at": int(time.time()),
+                    **body.echo(order.jobs[index].request),
+                }
                 rest = json.dumps({**told, "usage": USAGE}).encode()
-                yield event(name, with_base64("b64_json", picture.content, rest))
+                yield event(_COMPLETED, with_base64("b64_json", picture.content, rest))
         facts["outcome"] = 200
     except Exception as error:  # it is told in the stream, as the answer has begun  # noqa: BLE001
         told_error = as_api_error(error)

@@ -86,7 +86,8 @@ def admit(
     worst = max(forecast.lateness(job) for job in jobs)
     if worst > 0 and not _worth_a_try(jobs, queue, free, costs, now):
         raise RefusedError("deadline_unreachable", _too_late(jobs, forecast, now), worst)
-    if forecast.late and forecast.late - Forecast(queue, free, costs).late:
+    late = forecast.late - {job.number for job in jobs}
+    if late and late - Forecast(queue, free, costs).late:
         message = "It would make requests that were accepted before miss their deadlines."
         raise RefusedError("deadline_unreachable", message, forecast.end - now)
     return forecast
