@@ -1,0 +1,121 @@
+"""What processes are joined by: messages over a socket, memory in slots, and the choice of a GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from twinshot_server.images import ImageFormat
+from twinshot_server.loading import _own_device
+from twinshot_server.processes import channel
+from twinshot_server.processes.arena import SLOT_BYTES, Arena
+from twinshot_server.processes.encoder_worker import run_encoder
+from twinshot_server.processes.messages import Encode
+from twinshot_server.settings import Settings
+
+
+def test_messages_of_any_length_pass_both_ways() -> None:
+    async def front(ours: socket.socket) -> list[object]:
+        opened = await channel.Channel.open(ours)
+        for message in messages:
+            opened.send(message)
+        echoed = [await opened.receive() for _ in messages]
+        opened.close()
+        return echoed
+
+    def echo() -> None:
+        with theirs:
+            for _ in messages:
+                channel.send(theirs, channel.receive(theirs))
+
+    messages: list[object] = ["", "ä" * 300_000, {"a": [1, 2.5, None]}, b"\0" * 70_000]
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=echo)
+    thread.start()
+    assert asyncio.run(front(ours)) == messages
+    thread.join(10)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0", b"\0\0\0\x05abc"])
+def test_the_end_of_the_other_end_is_noticed(sent: bytes) -> None:
+    async def front(ours: socket.socket) -> None:
+        opened = await channel.Channel.open(ours)
+        with pytest.raises(EOFError):
+            await opened.receive()
+        opened.close()
+
+    for read in (lambda ours: asyncio.run(front(ours)), channel.receive):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(sent)
+            theirs.shutdown(socket.SHUT_WR)
+            if read is channel.receive:
+                with pytest.raises(EOFError):
+                    read(ours)
+            else:
+                read(ours)
+
+
+def test_slots_are_apart_and_shared_by_the_descriptor() -> None:
+    arena = Arena(3)
+    other = Arena(3, os.dup(arena.descriptor))
+    pictures = [np.full((48, 64, 3), value, dtype=np.uint8) for value in (1, 2, 3)]
+    for slot, pixels in enumerate(pictures):
+        arena.write_pixels(slot, pixels)
+    assert all(np.array_equal(other.pixels(slot, (64, 48)), pictures[slot]) for slot in range(3))
+    other.write_file(1, b"a file")
+    assert arena.read_file(1, 6) == b"a file"
+    assert np.array_equal(arena.pixels(2, (64, 48)), pictures[2])
+    other.close()
+    arena.close()
+
+
+def test_what_does_not_fit_into_a_slot_is_refused() -> None:
+    arena = Arena(1)
+    with pytest.raises(ValueError, match="4096x4096 pixels do not fit"):
+        arena.pixels(0, (4096, 4096))
+    with pytest.raises(ValueError, match="does not fit"):
+        arena.write_file(0, b"x" * (SLOT_BYTES + 1))
+    arena.close()
+
+
+def test_the_encoder_survives_what_it_cannot_encode() -> None:
+    arena, (ours, theirs) = Arena(2), socket.socketpair()
+    thread = threading.Thread(target=run_encoder, args=[theirs, arena, 2])
+    thread.start()
+    channel.send(ours, Encode(1, 0, (9000, 9000), ImageFormat.PNG, None))
+    assert channel.receive(ours).length is None
+    arena.write_pixels(1, np.zeros((8, 8, 3), dtype=np.uint8))
+    channel.send(ours, Encode(2, 1, (8, 8), ImageFormat.JPEG, None))
+    encoded = channel.receive(ours)
+    assert arena.read_file(1, encoded.length).startswith(b"\xff\xd8")
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    theirs.close()
+    arena.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "replicas", "replica", "gpus", "expected"),
+    [
+        ("auto", 2, 0, 4, "cuda:0"),
+        ("auto", 4, 3, 2, "cuda:1"),
+        ("cuda", 2, 1, 2, "cuda:1"),
+        ("auto", 1, 0, 2, "auto"),
+        ("auto", 2, 1, 0, "auto"),
+        ("cpu", 2, 1, 2, "cpu"),
+        ("cuda:1", 2, 0, 2, "cuda:1"),
+    ],
+)
+def test_each_replica_has_a_gpu_of_its_own(
+    device: str, replicas: int, replica: int, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _own_device(Settings(device=device, replicas=replicas, replica=replica)) == expected
