@@ -45,7 +45,7 @@ def group_norm_silu_reference(
 
 
 @jit
-def _kernel(
+def _group_norm_silu_kernel(
     x: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
@@ -97,7 +97,7 @@ def _launch(
         statistics = launch_statistics(x, groups, eps, channel_bias)
     out, tiles = torch.empty_like(x), ImageTiles.of(x, MAX_CHUNKS)
     batch, channels, height, width = x.shape
-    _kernel[(tiles.chunks, batch)](
+    _group_norm_silu_kernel[(tiles.chunks, batch)](
         x,
         weight.contiguous(),
         bias.contiguous(),

@@ -30,7 +30,7 @@ def quantize_pixels_reference(
 
 
 @jit
-def _kernel(
+def _quantize_pixels_kernel(
     pixels: tl.tensor,
     channel_bias: tl.tensor | None,
     out: tl.tensor,
@@ -62,7 +62,7 @@ def _launch(pixels: Tensor, channels: int, channel_bias: Tensor | None) -> Tenso
     batch, kept, height, width = pixels[:, :channels].shape
     out = torch.empty((batch, height, width, kept), dtype=torch.uint8, device=pixels.device)
     # Fusing the product into the rounding sum would round it once too few.
-    _kernel[(triton.cdiv(out[0].numel(), BLOCK), batch)](
+    _quantize_pixels_kernel[(triton.cdiv(out[0].numel(), BLOCK), batch)](
         pixels,
         None if channel_bias is None else channel_bias.contiguous(),
         out,
