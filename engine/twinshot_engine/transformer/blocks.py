@@ -2,7 +2,8 @@
 
 Each layer has two forms of the same computation. The *open* form has one weight a projection, norms and
 adaLN: it is trained and read from checkpoints. The *folded* form serves: projections that read the same
-input are packed into one, and a modulated block has no norm or adaLN but is given a :class:`BlockModulation`.
+input are packed into one, and a modulated block is handed a :class:`BlockModulation` in place of its norms
+and adaLN.
 
 A block takes the stream ``x`` and the normalised input ``h`` of its attention, and returns the next of both, so
 that adding to the stream and normalising it are one operation.
@@ -229,11 +230,13 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Project ``[B, N, dim]`` to ``[B, N, patch * patch * channels]``."""
-        if scale.dim() == 1:  # one scale for all images is the norm's own weight: a single pass
-            normed = functional.layer_norm(x, (self.dim,), scale, eps=FINAL_NORM_EPS)
-        else:
-            normed = functional.layer_norm(x, (self.dim,), eps=FINAL_NORM_EPS) * scale
-        out: Tensor = self.linear(normed.to(x.dtype))
+        normed = functional.layer_norm(x, (self.dim,), eps=FINAL_NORM_EPS)
+        if (
+            scale.dim() == 1
+        ):  # one scale for all images is cheaper to put into the weight: no pass over tokens
+            weight = (self.linear.weight * scale).to(x.dtype)
+            return functional.linear(normed.to(x.dtype), weight, self.linear.bias)
+        out: Tensor = self.linear((normed * scale).to(x.dtype))
         return out
 
 
