@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twinshot_engine.benchmark.rows import Row, facts, quantiles
-from twinshot_engine.benchmark.timing import clock_ms, sample_ms
+from twinshot_engine.benchmark.timing import sample_ms
 from twinshot_engine.engine import Engine
 from twinshot_engine.random_weights import PREFIX
 from twinshot_engine.types import GenerateRequest
+
+Encode = Callable[[NDArray[np.uint8]], bytes]
+"""Makes an image file of ``[H, W, 3]`` uint8."""
 
 PARTS = ("text", "denoise", "decode", "total", "request")
 
@@ -55,9 +58,7 @@ class Job:
 
 
 @torch.inference_mode()
-def measure_latency(
-    engine: Engine, job: Job, encode: Callable[[NDArray[np.uint8]], bytes], report: Callable[[str], None]
-) -> list[Row]:
+def measure_latency(engine: Engine, job: Job, encode: Encode, report: Callable[[str], None]) -> list[Row]:
     """Time every part.
 
     Args:
@@ -153,9 +154,7 @@ def photograph(width: int, height: int) -> NDArray[np.uint8]:
     return np.stack([light + 10 * colour for colour in planes[1:]], axis=-1).clip(0, 255).astype(np.uint8)
 
 
-def _works(
-    engine: Engine, job: Job, encode: Callable[[NDArray[np.uint8]], bytes]
-) -> dict[str, Callable[[], object]]:
+def _works(engine: Engine, job: Job, encode: Encode) -> dict[str, Callable[[], object]]:
     stages, model = engine.stages, engine.model
     numbers = count()
     request = GenerateRequest("", seed=0, width=job.width, height=job.height, steps=job.steps)
@@ -195,6 +194,3 @@ def _prompts(engine: Engine, job: Job, numbers: Iterator[int]) -> Iterator[str]:
     """Prompts of their own, made beforehand so that making them is not measured."""
     made = [make_prompt(engine, job.tokens, next(numbers)) for _ in range(2 * (job.samples + job.warm) + 2)]
     yield from made
-
-
-__all__ = ["PARTS", "Job", "clock_ms", "make_prompt", "measure_latency", "ready_row"]

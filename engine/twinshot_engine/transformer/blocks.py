@@ -5,8 +5,8 @@ adaLN: it is trained and read from checkpoints. The *folded* form serves: projec
 input are packed into one, and a modulated block is handed a :class:`BlockModulation` in place of its norms
 and adaLN.
 
-A block takes the stream ``x`` and the normalised input ``h`` of its attention, and returns the next of both, so
-that adding to the stream and normalising it are one operation.
+A block takes the stream ``x`` and the normalised input ``h`` of its attention, and returns the next of both,
+so that adding to the stream and normalising it are one operation.
 """
 
 from __future__ import annotations
