@@ -23,7 +23,7 @@ from twinshot_engine.precision import (
     normalize,
     takes_rows,
 )
-from twinshot_engine.transformer.config import SingleStreamConfig
+from twinshot_engine.transformer.config import CHANNEL_MULTIPLE, SingleStreamConfig
 from twinshot_engine.transformer.modulation import BlockModulation
 from twinshot_engine.transformer.positions import RotaryTable
 from twinshot_kernels import attention, qk_norm_rotary, rms_norm, rotary, swiglu
@@ -97,13 +97,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer of width 8/3 dim."""
+    """Gated feed-forward layer of width 8/3 dim; the folded form pads that width with zeros."""
 
-    def __init__(self, dim: int, *, folded: bool) -> None:
+    def __init__(self, config: SingleStreamConfig, *, folded: bool) -> None:
         super().__init__()
-        hidden = int(dim / 3 * 8)
+        dim, hidden = config.dim, config.ffn_channels
         self.folded = folded
         if folded:
+            hidden += -hidden % CHANNEL_MULTIPLE
             self.w13 = Projection(dim, 2 * hidden)
             self.w2: nn.Module = Projection(hidden, dim)
         else:
@@ -133,7 +134,7 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.norm_eps
         self.attention = Attention(config, folded=folded)
-        self.feed_forward = FeedForward(config.dim, folded=folded)
+        self.feed_forward = FeedForward(config, folded=folded)
 
     def open(self, x: Tensor, modulation: BlockModulation) -> Activation:
         """Normalise the stream ``[B, N, dim]`` for this block, where no block before it did."""
