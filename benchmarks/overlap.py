@@ -2,10 +2,10 @@
 
     python benchmarks/overlap.py --random-weights z-image --precision bf16
 
-`serial` replays text, denoise and decode one after another in one stream; `overlapped` runs the transformer in
-one stream, and the text of image N + 1 and the decoding of image N - 1 in another, with graphs of their own that
-share no memory. Milliseconds an image over a long row of images; several rounds of each in turn, as the GPU's
-clock falls while it works. Prints a table and, last, one JSON line.
+`serial` replays text, denoise and decode one after another in one stream; `overlapped` runs the transformer
+in one stream, and the text of image N + 1 and the decoding of image N - 1 in another, with graphs of their own
+that share no memory. Milliseconds an image over a long row of images; several rounds of each in turn, as the
+GPU's clock falls while it works. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -63,14 +63,17 @@ def measure(model: Model, images: int, rounds: int) -> list[Row]:
     for _ in range(rounds + 1):
         for name, run in ways.items():
             times[name].append(elapsed_ms(run) / images)
-    common = {
+    common: Row = {
         "benchmark": "overlap",
         "family": "z-image",
         "precision": model.placement.precision,
         "part": "total",
-    }
-    common |= {"width": SIZE[0], "height": SIZE[1], "batch": 1, "steps": 1, "samples": rounds}
-    common |= facts(torch.device("cuda"))
+        "width": SIZE[0],
+        "height": SIZE[1],
+        "batch": 1,
+        "steps": 1,
+        "samples": rounds,
+    } | facts(torch.device("cuda"))
     return [
         {"system": f"twinshot {name}", "median_ms": round(statistics.median(each[1:]), 2)}
         | {"rounds_ms": [round(value, 2) for value in each[1:]]}
@@ -123,7 +126,7 @@ def overlapped(
 
 def elapsed_ms(run: Callable[[], None]) -> float:
     """Milliseconds on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     run()
