@@ -22,16 +22,16 @@ BIASED_LAYOUTS = pytest.mark.parametrize(
     ("layout", "biased"),
     [("channels_last", True), ("channels_last", False), ("planes", True), ("cropped", False)],
 )
-# Channels, groups, height, width: two values a group; one tile; a short last chunk; three channels a group.
+# Channels, groups, height, width: two values a group; one tile; a short last tile; three channels a group.
 SHAPES = pytest.mark.parametrize("shape", [(8, 4, 1, 1), (12, 4, 5, 37), (64, 32, 23, 41), (96, 32, 16, 9)])
 
 
 @pytest.fixture(autouse=True)
-def _few_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So that small images too are read in several chunks of several tiles.
+def _few_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that small images too are shared by several programs of several tiles.
     if "full_size" not in request.node.name:
         for name in ("group_norm_silu", "group_statistics"):
-            monkeypatch.setattr(importlib.import_module(f"twinshot_kernels.{name}"), "MAX_CHUNKS", 4)
+            monkeypatch.setattr(importlib.import_module(f"twinshot_kernels.{name}"), "MAX_PROGRAMS", 4)
 
 
 def image(
@@ -90,7 +90,7 @@ def test_group_statistics_do_not_cancel(device: str, shape: tuple[int, ...], mea
         torch.testing.assert_close(result[..., 1].double(), exact[..., 1], rtol=2e-4, atol=0)
 
 
-def test_an_outlier_at_the_origin_of_a_chunk_spoils_nothing(device: str) -> None:
+def test_an_outlier_at_the_origin_of_a_share_spoils_nothing(device: str) -> None:
     x = image(device, "channels_last", (8, 2, 64, 64))
     x[:, :, 0, 0] = 1e4
     exact = exact_statistics(x, 2)
