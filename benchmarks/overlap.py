@@ -2,10 +2,10 @@
 
     python benchmarks/overlap.py --random-weights z-image --precision bf16
 
-`serial` replays text, denoise and decode one after another in one stream; `overlapped` runs the transformer
-in one stream, and the text of image N + 1 and the decoding of image N - 1 in another, with graphs of their own
-that share no memory. Milliseconds an image over a long row of images; several rounds of each in turn, as the
-GPU's clock falls while it works. Prints a table and, last, one JSON line.
+`serial` replays text, denoise and decode one after another in one stream; `overlapped` runs the
+transformer in one stream, and the text of image N + 1 and the decoding of image N - 1 in another, with graphs
+of their own that share no memory. Milliseconds an image over a row of images; several rounds of each in turn,
+as the GPU's clock falls while it works. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--random-weights", default="z-image")
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--images", type=int, default=20, help="images in a row (default 20)")
+    parser.add_argument("--images", type=int, default=10, help="images in a row (default 10)")
     parser.add_argument("--rounds", type=int, default=5, help="rows of each way (default 5)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -63,6 +63,7 @@ def measure(model: Model, images: int, rounds: int) -> list[Row]:
     for _ in range(rounds + 1):
         for name, run in ways.items():
             times[name].append(elapsed_ms(run) / images)
+            print(f"{name}: {times[name][-1]:.2f} ms an image", file=sys.stderr)
     common: Row = {
         "benchmark": "overlap",
         "family": "z-image",
