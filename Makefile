@@ -10,7 +10,7 @@ PORT ?= 8000
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench clean
+.PHONY: help install serve test check format bench soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(STAMP) ## Rewrite the code in the house's format
 
 bench: $(STAMP) ## Measure the latency of POST /generate on this machine
 	$(BIN)/python benchmarks/latency.py
+
+soak: $(STAMP) ## Overload, leaving clients and faults: what the server keeps, in a few minutes
+	PYTHONPATH=benchmarks $(BIN)/python -m soak
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -52,8 +52,12 @@ class FakeEngine:
     def release(self) -> None:
         self._free.set()
 
-    def warm(self) -> None:
+    def warm(self, progress: object = None) -> None:
         pass
+
+    def forget_warm_up(self) -> None:
+        self.batches.clear()
+        self.busy.clear()
 
     def validate(self, request: GenerateRequest) -> None:
         if (request.width, request.height) not in self.info.sizes:

@@ -16,7 +16,7 @@ class GenerateRequest:
     """One image to draw.
 
     ``seed`` alone decides the noise, whatever else is in the batch. ``width`` and ``height`` are pixels.
-    ``steps`` is the number of passes through the transformer.
+    ``steps`` is the number of passes through the transformer. ``adapter`` names one that is loaded.
     """
 
     prompt: str
@@ -24,6 +24,7 @@ class GenerateRequest:
     width: int = 256
     height: int = 256
     steps: int = 1
+    adapter: str | None = None
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from twinshot_server.engine_protocol import LOADING_ERRORS
+from twinshot_server.load.command import load
 from twinshot_server.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ RESULTS = Path("benchmarks/results")
 QUALITY = 95
 
 app = typer.Typer(
-    help="Measure: parts of a request, kernels beside their limits, and diffusers beside twinshot.",
+    help="Measure a server under load, the parts of a request, kernels, and diffusers beside twinshot.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(load)
 
 Random = Annotated[
     str | None,

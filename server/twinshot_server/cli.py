@@ -22,7 +22,16 @@ from twinshot_server.images import ImageFormat
 from twinshot_server.listening import ListenError
 from twinshot_server.saving import OutputError, check_writable, format_for
 from twinshot_server.schemas import GenerateBody
-from twinshot_server.settings import DEFAULTS, LogFormat, LogLevel, Precision, Settings, SettingsError
+from twinshot_server.settings import (
+    DEFAULTS,
+    Backend,
+    Batching,
+    LogFormat,
+    LogLevel,
+    Precision,
+    Settings,
+    SettingsError,
+)
 from twinshot_server.validation import describe
 
 if TYPE_CHECKING:
@@ -61,6 +70,7 @@ def _option(field: str) -> Any:
 
 Checkpoint = Annotated[str, _option("checkpoint")]
 Device = Annotated[str, _option("device")]
+BackendOption = Annotated[Backend, _option("backend")]
 PrecisionOption = Annotated[Precision, _option("precision")]
 Threads = Annotated[int | None, _option("threads")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON line.")]
@@ -95,7 +105,7 @@ def generate(
         body = GenerateBody(prompt=prompt, seed=seed, size=size, steps=steps, format=chosen, quality=quality)
         check_writable(output)
         settings = Settings(
-            checkpoint=checkpoint, device=device, precision=precision, threads=threads, max_batch=1
+            checkpoint=checkpoint, device=device, precision=precision, threads=threads, steps=str(steps)
         )
         from twinshot_server.one_shot import draw_to_file
 
@@ -113,17 +123,36 @@ def serve(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    backend: BackendOption = DEFAULTS.backend,
+    sizes: Annotated[str, _option("sizes")] = DEFAULTS.sizes,
+    steps: Annotated[str, _option("steps")] = DEFAULTS.steps,
     threads: Threads = DEFAULTS.threads,
+    replicas: Annotated[int, _option("replicas")] = DEFAULTS.replicas,
+    batching: Annotated[Batching, _option("batching")] = DEFAULTS.batching,
     max_batch: Annotated[int, _option("max_batch")] = DEFAULTS.max_batch,
+    engine: Annotated[str, _option("engine")] = DEFAULTS.engine,
     host: Annotated[str, _option("host")] = DEFAULTS.host,
     port: Annotated[int, _option("port")] = DEFAULTS.port,
     max_queue: Annotated[int, _option("max_queue")] = DEFAULTS.max_queue,
+    max_images: Annotated[int, _option("max_images")] = DEFAULTS.max_images,
     max_body_bytes: Annotated[int, _option("max_body_bytes")] = DEFAULTS.max_body_bytes,
+    body_seconds: Annotated[float, _option("body_seconds")] = DEFAULTS.body_seconds,
+    deadline_ms: Annotated[int, _option("deadline_ms")] = DEFAULTS.deadline_ms,
+    encoder_threads: Annotated[int | None, _option("encoder_threads")] = DEFAULTS.encoder_threads,
+    engine_restarts: Annotated[int, _option("engine_restarts")] = DEFAULTS.engine_restarts,
+    hang_seconds: Annotated[float, _option("hang_seconds")] = DEFAULTS.hang_seconds,
+    drain_seconds: Annotated[float, _option("drain_seconds")] = DEFAULTS.drain_seconds,
     shutdown_seconds: Annotated[int, _option("shutdown_seconds")] = DEFAULTS.shutdown_seconds,
+    api_keys_file: Annotated[Path | None, _option("api_keys_file")] = DEFAULTS.api_keys_file,
+    cors_origins: Annotated[str, _option("cors_origins")] = DEFAULTS.cors_origins,
+    vllm_metrics: Annotated[bool, _option("vllm_metrics")] = DEFAULTS.vllm_metrics,
     log_level: Annotated[LogLevel, _option("log_level")] = DEFAULTS.log_level,
     log_format: Annotated[LogFormat, _option("log_format")] = DEFAULTS.log_format,
 ) -> None:
-    """Serve pictures over HTTP until SIGINT (Ctrl-C) or SIGTERM."""
+    """Serve pictures over HTTP until SIGINT (Ctrl-C) or SIGTERM.
+
+    API keys come from --api-keys-file, or from TWINSHOT_API_KEYS and TWINSHOT_ADMIN_KEY.
+    """
     given = dict(locals())
     with _one_sentence_errors():
         settings = Settings(**given)
@@ -178,7 +207,7 @@ def _one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        _fail(describe(error.errors())[0])
+        _fail(describe(error.errors(), GenerateBody)[0])
     except (CheckpointError, InvalidRequestError, ListenError, OutputError, SettingsError) as error:
         _fail(str(error))
 

@@ -1,14 +1,12 @@
-"""What the server needs of an engine, and how a request's body becomes one of its requests."""
+"""What the server needs of an engine."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.types import GeneratedBatch, GenerateRequest
-from twinshot_server.schemas import MAX_SEED, GenerateBody
 from twinshot_server.settings import SettingsError
 
 if TYPE_CHECKING:  # the engine brings torch along, which takes seconds to import
@@ -23,33 +21,25 @@ LOADING_ERRORS = (CheckpointError, SettingsError)
 
 
 class ImageEngine(Protocol):
-    """What the server needs of an engine; `twinshot_engine.engine.Engine` is one."""
+    """What the server needs of an engine; `twinshot_engine.engine.Engine` is one.
+
+    An engine that takes adapters also has `adapters` (the names of those loaded), and
+    `load_adapter(name, source)` and `unload_adapter(name)`, which raise InvalidRequestError.
+    """
 
     @property
     def info(self) -> EngineInfo:
         """What was loaded and what it can do."""
         ...
 
-    def warm(self) -> None:
-        """Do once whatever makes the first request slow."""
+    def warm(self, progress: Progress | None = None) -> None:
+        """Do once whatever makes the first request slow; what `progress` raises ends it."""
         ...
 
     def validate(self, request: GenerateRequest) -> None:
-        """Raise InvalidRequestError for a request this model cannot serve."""
+        """Raise InvalidRequestError for a request this model cannot serve; any thread may ask."""
         ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
-        """Draw requests of one size and step count together."""
+        """Draw requests of one size, step count and adapter together."""
         ...
-
-
-def complete(body: GenerateBody, engine: ImageEngine) -> GenerateRequest:
-    """The body with the engine's size and a random seed where it names none.
-
-    Raises InvalidRequestError if the engine cannot do what is asked.
-    """
-    width, height = body.dimensions or engine.info.sizes[0]
-    seed = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
-    request = GenerateRequest(body.prompt, seed, width, height, body.steps)
-    engine.validate(request)
-    return request

@@ -19,7 +19,11 @@ def _engine_config(settings: Settings) -> EngineConfig:
             checkpoint=settings.checkpoint,
             device=settings.device,
             precision=settings.precision,
-            max_batch=settings.max_batch,
+            backend=settings.backend,
+            sizes=settings.listed_sizes,
+            steps=settings.listed_steps,
+            batch_sizes=settings.batch_sizes,
+            max_batch=settings.largest_batch,
             threads=settings.threads,
         )
         config.placement()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -15,36 +17,27 @@ from prometheus_client import (
 )
 
 from twinshot_server import __version__
-from twinshot_server.dispatcher import Dispatcher
-from twinshot_server.request_queue import Drawn
 
 if TYPE_CHECKING:
-    from twinshot_engine.engine import EngineInfo
-    from twinshot_engine.types import StageTimes
+    from twinshot_engine.types import EngineInfo, Size, StageTimes
+    from twinshot_server.scheduling.dispatcher import Dispatcher
 
 SECONDS = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.015,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
+    *(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1),
+    *(0.15, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 """Histogram bounds fine enough for a p99 of some milliseconds."""
 
-_OUTCOMES = {200: "ok", 429: "rejected", 499: "cancelled", 503: "unavailable"}
+_LAG_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5)
+_OUTCOMES = {
+    200: "ok",
+    401: "denied",
+    403: "denied",
+    429: "rejected",
+    499: "cancelled",
+    503: "unavailable",
+    504: "timeout",
+}
 
 
 class Metrics:
@@ -53,73 +46,118 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._model = "none"
-        self._requests = Counter(
-            "twinshot_requests",
-            "Requests for pictures, by how they ended.",
-            ["model", "outcome"],
-            registry=self.registry,
+        self._sizes: set[tuple[int, ...]] = set()
+        self._requests = self._counter(
+            "requests", "Requests for pictures, by how they ended.", "model", "outcome", "key"
         )
         self._duration = self._histogram(
             "request_duration", "Time from request to answer, of successful requests.", ["model"]
         )
         self._stage = self._histogram(
-            "stage_duration", "Time a request spent in one stage.", ["model", "stage"]
+            "stage_duration", "Time a picture spent in one stage.", ["model", "stage"]
         )
-        self._images = Counter(
-            "twinshot_images", "Pictures drawn and encoded.", ["model", "size"], registry=self.registry
+        self._images = self._counter("images", "Pictures drawn and encoded.", "model", "size")
+        self._dropped = self._counter(
+            "dropped_images", "Pictures that nobody wanted any more, by the gate that dropped them.", "gate"
         )
         self._batch = Histogram(
             "twinshot_batch_size",
-            "Requests that shared a forward pass.",
+            "Pictures that were drawn together.",
             ["model"],
             buckets=(1, 2, 4, 8, 16, 32),
             registry=self.registry,
         )
-        self._load = Gauge(
-            "twinshot_model_load_seconds", "Time the model took to load.", ["model"], registry=self.registry
-        )
-        self._build = Gauge(
-            "twinshot_build_info",
-            "Always 1; the labels tell what runs.",
-            ["version", "torch", "family", "device", "precision"],
+        self._sent = self._counter("response_bytes", "Bytes of answers to requests for pictures.")
+        self._restarts = self._counter("engine_restarts", "Engines that ended and were replaced.", "reason")
+        self._lag = Histogram(
+            "twinshot_event_loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=_LAG_SECONDS,
             registry=self.registry,
+        )
+        self.realtime_sessions = self._gauge("realtime_sessions", "Open connections to /realtime.")
+        self.realtime_dropped = self._counter("realtime_dropped", "Frames that a newer one superseded.")
+        self._load = self._gauge("model_load_seconds", "Time the model took to load.", "model")
+        self._build = self._gauge(
+            "build_info",
+            "Always 1; the labels tell what runs.",
+            *("version", "torch", "family", "device"),
+            "precision",
         )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def watch(self, dispatcher: Dispatcher) -> None:
-        """Show the dispatcher's queue, as it is whenever the metrics are read."""
-        self._gauge("requests_waiting", "Requests that wait for the engine.").set_function(
-            lambda: dispatcher.waiting
+    def watch(self, dispatcher: Dispatcher, *, vllm_names: bool) -> None:
+        """Show the dispatcher's state, as it is whenever the metrics are read."""
+        self._read("requests_waiting", "Pictures that wait for an engine.", lambda: dispatcher.waiting)
+        self._read("requests_running", "Pictures being drawn or encoded.", lambda: dispatcher.running)
+        self._read(
+            "predicted_wait_seconds",
+            "When an engine would begin with a request that came now.",
+            lambda: dispatcher.predicted_wait,
         )
-        self._gauge("requests_running", "Requests being drawn.").set_function(lambda: dispatcher.running)
+        self._read("engines_available", "Engines that can draw.", lambda: len(dispatcher.available))
+        memory = self._gauge("gpu_memory_bytes", "Memory of the engines on their GPUs.", "state")
+        for place, state in enumerate(("allocated", "reserved")):
+            memory.labels(state).set_function(_gpu_bytes(dispatcher, place))
+        if vllm_names:
+            dispatcher.ready.add_done_callback(lambda _ready: self._show_vllms_names(dispatcher))
 
     def describe_engine(self, info: EngineInfo) -> None:
         """Name the loaded model in every later sample."""
-        self._model = info.name
+        self._model, self._sizes = info.name, {tuple(size) for size in info.sizes}
         self._load.labels(info.name).set(info.load_seconds)
         self._build.labels(__version__, info.torch_version, info.family, info.device, info.precision).set(1)
 
-    def count_request(self, status: int, seconds: float) -> None:
-        """One request for a picture ended with this HTTP status."""
+    def count_request(self, status: int, seconds: float, key: str, sent: int = 0) -> None:
+        """One request for pictures ended with this HTTP status, or the one it would have had."""
         outcome = _OUTCOMES.get(status, "invalid" if status < 500 else "error")
-        self._requests.labels(self._model, outcome).inc()
+        self._requests.labels(self._model, outcome, key).inc()
+        self._sent.inc(sent)
         if outcome == "ok":
             self._duration.labels(self._model).observe(seconds)
 
     def count_batch(self, size: int) -> None:
-        """The engine drew this many requests together."""
+        """An engine drew this many pictures together."""
         self._batch.labels(self._model).observe(size)
 
-    def count_image(self, drawn: Drawn, times: StageTimes) -> None:
+    def count_image(self, size: Size, times: StageTimes) -> None:
         """One picture was drawn and encoded; `times` includes the encoding."""
-        height, width, _ = drawn.pixels.shape
-        self._images.labels(self._model, f"{width}x{height}").inc()
+        label = f"{size[0]}x{size[1]}" if size in self._sizes else "other"
+        self._images.labels(self._model, label).inc()
         for stage, seconds in asdict(times).items():
             self._stage.labels(self._model, stage).observe(seconds)
+
+    def count_dropped(self, gate: str) -> None:
+        """A picture was dropped at the gate `queue`, `draw` or `encode`."""
+        self._dropped.labels(gate).inc()
+
+    def count_restart(self, reason: str) -> None:
+        """An engine ended: `exit` or `hang`."""
+        self._restarts.labels(reason).inc()
+
+    def note_lag(self, seconds: float) -> None:
+        """The event loop ran something this late."""
+        self._lag.observe(seconds)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"twinshot_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, labels: list[str]) -> Histogram:
         return Histogram(f"twinshot_{name}_seconds", text, labels, buckets=SECONDS, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"twinshot_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"twinshot_{name}", text, labels, registry=self.registry)
+
+    def _read(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._gauge(name, text).set_function(value)
+
+    def _show_vllms_names(self, dispatcher: Dispatcher) -> None:
+        for state in ("waiting", "running"):
+            name, text = f"vllm:num_requests_{state}", f"The same as twinshot_requests_{state}."
+            gauge = Gauge(name, text, ["model_name"], registry=self.registry)
+            gauge.labels(self._model).set_function(partial(getattr, dispatcher, state))
+
+
+def _gpu_bytes(dispatcher: Dispatcher, place: int) -> Callable[[], float]:
+    return lambda: sum(engine.gpu_bytes[place] for engine in dispatcher.engines if engine.gpu_bytes)

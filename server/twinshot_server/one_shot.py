@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from twinshot_engine.types import GenerateRequest, StageTimes
-from twinshot_server.engine_protocol import Progress, complete
+from twinshot_server.engine_protocol import Progress
 from twinshot_server.images import ImageFormat, encode
 from twinshot_server.loading import load_engine
 from twinshot_server.saving import write_whole
@@ -45,7 +45,8 @@ def draw_to_file(
 ) -> Shot:
     """Load, draw, encode and write. Raises CheckpointError, InvalidRequestError or OutputError."""
     engine = load_engine(settings, progress)
-    request = complete(body, engine)
+    (request,) = body.requests(engine.info.sizes[0])
+    engine.validate(request)
     progress("drawing", 0.0)
     drawn = engine.generate([request])
     started = time.monotonic()

@@ -33,7 +33,7 @@ def collect(settings: Settings, progress: Progress) -> dict[str, dict[str, objec
             **{name: version(name) for name in _LIBRARIES},
         },
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "hub_cache": HF_HUB_CACHE},
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude={"api_keys", "admin_key"}),
     }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from concurrent.futures import Future
+from types import FrameType
 
 import structlog
 import typer
 import uvicorn
 from prometheus_client import disable_created_metrics
 
+from twinshot_engine.types import EngineInfo
 from twinshot_server.app import create_app
-from twinshot_server.engine_protocol import LOADING_ERRORS, ImageEngine
+from twinshot_server.connection import Connection
+from twinshot_server.engine_protocol import LOADING_ERRORS
 from twinshot_server.listening import address, listen
 from twinshot_server.logs import configure_logs
-from twinshot_server.request_queue import QueueClosedError
+from twinshot_server.scheduling.jobs import StoppingError
 from twinshot_server.service import Service
 from twinshot_server.settings import Settings
 
@@ -30,29 +34,61 @@ def run_server(settings: Settings) -> None:
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     configure_logs(settings.log_level, settings.log_format)
+    app = create_app(settings)
     listener = listen(settings.host, settings.port)
     url = address(listener)
-    app = create_app(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
-    )
     service: Service = app.state.service
+    server = DrainingServer(_configure(app, settings), service)
     service.dispatcher.ready.add_done_callback(lambda ready: _settle(ready, server, url))
     _stop_on_signals(server)
     _log.info("listening", url=url)
     server.run(sockets=[listener])
-    _raise_failure(service.dispatcher.failure)
+    ready = service.dispatcher.ready
+    _raise_failure(ready.exception() if ready.done() else None)
 
 
-def _settle(ready: Future[ImageEngine], server: uvicorn.Server, url: str) -> None:
+class DrainingServer(uvicorn.Server):
+    """Stops in two steps on SIGTERM: first unready and still serving, then finishing what was accepted.
+
+    In Kubernetes requests still arrive for seconds after SIGTERM, so closing the listener at once would fail
+    them. SIGINT, or a second SIGTERM, skips the first step.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._asked_to_stop = False
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """A signal came."""
+        if sig == signal.SIGINT or self._asked_to_stop or self._service.dispatcher.info is None:
+            self.should_exit = True
+        else:
+            asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+        self._asked_to_stop = True
+
+    def _drain(self) -> None:
+        self._service.lifecycle.drain().add_done_callback(self._exit)
+
+    def _exit(self, _drained: object) -> None:
+        self.should_exit = True
+
+
+def _configure(app: object, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=Connection,
+        ws="websockets-sansio",
+        ws_max_size=settings.max_body_bytes,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+
+
+def _settle(ready: Future[EngineInfo], server: uvicorn.Server, url: str) -> None:
     """Say that the model is ready, or stop the server because it will never be."""
     if ready.exception() is None:
         typer.echo(f"twinshot is ready: open {url}")
@@ -63,7 +99,7 @@ def _settle(ready: Future[ImageEngine], server: uvicorn.Server, url: str) -> Non
 def _raise_failure(failure: BaseException | None) -> None:
     if isinstance(failure, LOADING_ERRORS):
         raise failure
-    if failure is not None and not isinstance(failure, QueueClosedError):
+    if failure is not None and not isinstance(failure, StoppingError):
         sys.exit(1)
 
 

@@ -6,12 +6,17 @@ for example `TWINSHOT_PORT=9000`. Command line options win over the environment.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Precision = Literal["auto", "fp32", "bf16"]
+from twinshot_engine.types import Size
+
+Precision = Literal["auto", "fp32", "bf16", "fp8"]
+Backend = Literal["auto", "eager", "fused"]
+Batching = Literal["exact", "fast"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -28,16 +33,91 @@ class Settings(BaseSettings):
     checkpoint: str = Field(default="builtin", description="'builtin', a folder, or a Hugging Face Hub id.")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<index>.")
     precision: Precision = Field(default="auto", description="Number format of weights and activations.")
+    backend: Backend = Field(default="auto", description="fused replays CUDA graphs; auto is that on a GPU.")
+    sizes: str = Field(
+        default="",
+        pattern=r"^(\d+x\d+(,\d+x\d+)*)?$",
+        description="Sizes to be fast at, as 1024x1024,512x512, default first; else the model's own.",
+    )
+    steps: str = Field(
+        default="1,2,4", pattern=r"^\d+(,\d+)*$", description="Step counts to offer, comma-separated."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; every core if not given.")
-    max_batch: int = Field(default=8, ge=1, description="Most requests that share one forward pass.")
+    replicas: int = Field(default=1, ge=1, le=64, description="Engine processes: one a GPU.")
+    batching: Batching = Field(
+        default="exact",
+        description="exact: a picture never depends on its neighbours; fast: forward passes are shared "
+        "where that was measured to pay.",
+    )
+    max_batch: int = Field(default=8, ge=1, le=64, description="Most pictures in one forward pass, if fast.")
+    engine: str = Field(
+        default="twinshot_server.loading:load_engine",
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function that makes the engine.",
+    )
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    max_queue: int = Field(default=64, ge=1, description="Most requests that may wait; one more gets a 429.")
+    max_queue: int = Field(default=64, ge=1, description="Most pictures that may wait; one more gets a 429.")
+    max_images: int = Field(default=10, ge=1, le=64, description="Most pictures in one request.")
     max_body_bytes: int = Field(default=65_536, ge=1, description="Largest accepted request body.")
+    body_seconds: float = Field(default=10, gt=0, description="How long a request may take to arrive.")
+    deadline_ms: int = Field(
+        default=60_000, ge=1, description="How long a request may take that names no deadline."
+    )
+    encoder_threads: int | None = Field(
+        default=None, ge=1, description="Image files made at a time; a core each, 4 at most, if not given."
+    )
+
+    engine_restarts: int = Field(
+        default=5, ge=0, description="Restarts of a failing engine in 10 minutes, before the server gives up."
+    )
+    hang_seconds: float = Field(default=60, gt=0, description="Silence of an engine that counts as a hang.")
+    drain_seconds: float = Field(
+        default=5, ge=0, description="How long SIGTERM leaves the server serving, unready, before it stops."
+    )
     shutdown_seconds: int = Field(default=30, ge=0, description="How long a stop waits for running requests.")
+
+    api_keys_file: Path | None = Field(default=None, description="TOML file of API keys and their limits.")
+    api_keys: SecretStr | None = Field(default=None, description="API keys: name=secret, comma-separated.")
+    admin_key: SecretStr | None = Field(default=None, description="Key of the calls under /admin.")
+    cors_origins: str = Field(
+        default="", description="Web origins whose pages may call, comma-separated; none if not given."
+    )
+    vllm_metrics: bool = Field(
+        default=False, description="Show queue gauges under vLLM's names too, for routers that read those."
+    )
     log_level: LogLevel = Field(default="info", description="Least severe log line that is written.")
     log_format: LogFormat = Field(default="auto", description="auto is text on a terminal, JSON elsewhere.")
+
+    @property
+    def largest_batch(self) -> int:
+        """Most pictures that may share a forward pass."""
+        return self.max_batch if self.batching == "fast" else 1
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes whose cost is measured: powers of two, and the largest."""
+        powers = [2**power for power in range(7) if 2**power < self.largest_batch]
+        return (*powers, self.largest_batch)
+
+    @property
+    def listed_sizes(self) -> tuple[Size, ...] | None:
+        """`sizes` as (width, height), or None for the model's own."""
+        if not self.sizes:
+            return None
+        sides = [size.partition("x") for size in self.sizes.split(",")]
+        return tuple((int(width), int(height)) for width, _, height in sides)
+
+    @property
+    def listed_steps(self) -> tuple[int, ...]:
+        """`steps` as numbers."""
+        return tuple(map(int, self.steps.split(",")))
+
+    @property
+    def origins(self) -> list[str]:
+        """`cors_origins` as a list."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
 
 DEFAULTS = Settings.model_construct()

@@ -6,22 +6,25 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from twinshot_server.schemas import GenerateBody
+from pydantic import BaseModel
 
 _NOT_AN_OBJECT = {"model_attributes_type", "model_type", "dict_type"}
 
 
-def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """The first of pydantic's errors as (sentence, field); the field is None if there is no single one."""
+def describe(errors: Sequence[Any], model: type[BaseModel] | None = None) -> tuple[str, str | None]:
+    """The first of pydantic's errors as (sentence, field); the field is None if there is no single one.
+
+    `model` is what was to be read, whose fields are named to those who send others.
+    """
     error = errors[0]
-    path = [str(part) for part in error["loc"] if part != "body"]
+    path = [str(part) for part in error["loc"] if part not in {"body", "path"}]
     field = _printable(".".join(path)) or None
     match error["type"]:
         case "json_invalid":
             return f"The body is not valid JSON: {error['ctx']['error']} at character {path[0]}.", None
         case "extra_forbidden":
             return (
-                f"{field}: there is no such field; known are {', '.join(GenerateBody.model_fields)}.",
+                f"{field}: there is no such field{_known_fields(model)}.",
                 field,
             )
         case "string_unicode" if field is None:
@@ -37,6 +40,11 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
             )
     reason = error["msg"][0].lower() + error["msg"][1:]
     return f"{field}: {reason}, not {_shown(error['input'])}.", field
+
+
+def _known_fields(model: type[BaseModel] | None) -> str:
+    names = [field.alias or name for name, field in model.model_fields.items()] if model else []
+    return f"; known are {', '.join(names)}" if names else ""
 
 
 def _shown(value: object) -> str:

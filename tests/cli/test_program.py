@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def raw_request(**fields: int) -> bytes:
 @contextmanager
 def started(program: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A server process on a free port, which does not outlive the test even if that fails."""
-    command = [program, "serve", "--port", "0"]
+    command = [program, "serve", "--port", "0", "--drain-seconds", "0", "--steps", f"1,2,{SLOW}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             yield process
@@ -67,6 +68,20 @@ def test_a_picture_over_http(server: tuple[str, Path], tmp_path: Path) -> None:
         assert picture.timings.denoise > 0
         assert client.generate(PROMPT, seed=7).bytes == picture.bytes
         assert client.generate(PROMPT, seed=8).bytes != picture.bytes
+
+
+def test_the_same_seed_is_the_same_bytes_whatever_else_is_drawn(server: tuple[str, Path]) -> None:
+    asked = [(prompt, seed, steps) for prompt in (PROMPT, "a dog") for seed in (7, 8) for steps in (1, 2)]
+    with Client(server[0]) as client:
+
+        def draw(request: tuple[str, int, int]) -> bytes:
+            prompt, seed, steps = request
+            return client.generate(prompt, seed=seed, steps=steps).bytes
+
+        alone = [draw(request) for request in asked]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(draw, asked)) == alone
+    assert len(set(alone)) == len(alone)
 
 
 def test_the_command_line_and_the_server_draw_the_same(

@@ -78,13 +78,13 @@ def test_the_answer_is_read_in_full(tmp_path: Path) -> None:
 
 
 def test_a_refusal_carries_the_servers_words() -> None:
-    error = {"type": "queue_full", "message": "64 requests wait already.", "param": None}
+    problem = {"code": "queue_full", "detail": "64 images wait already.", "param": None, "status": 429}
     headers = {"X-Request-Id": "abc", "Retry-After": "3"}
-    with refusing(429, json={"error": error}, headers=headers) as connection:
-        with pytest.raises(APIStatusError, match="64 requests wait already") as caught:
+    with refusing(429, json=problem, headers=headers) as connection:
+        with pytest.raises(APIStatusError, match="64 images wait already") as caught:
             connection.generate("a red car")
     refusal = caught.value
-    assert (refusal.status, refusal.type, refusal.param) == (429, "queue_full", None)
+    assert (refusal.status, refusal.code, refusal.param) == (429, "queue_full", None)
     assert (refusal.request_id, refusal.retry_after) == ("abc", 3)
     assert isinstance(refusal, TwinshotError)
 
@@ -94,7 +94,7 @@ def test_a_refusal_by_something_else_is_told_as_such(content: bytes) -> None:
     with refusing(502, content=content) as connection:
         with pytest.raises(APIStatusError, match="http://server/generate answered 502 Bad Gateway") as caught:
             connection.generate("a red car")
-    assert (caught.value.type, caught.value.request_id, caught.value.retry_after) == (None, None, None)
+    assert (caught.value.code, caught.value.request_id, caught.value.retry_after) == (None, None, None)
 
 
 @pytest.mark.parametrize("failure", [httpx2.ConnectError("refused"), httpx2.ReadTimeout("")])

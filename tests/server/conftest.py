@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ def make_client(engine: Any) -> Iterator[Callable[..., TestClient]]:
         client.__enter__()
         clients.append(client)
         app.state.service.dispatcher.ready.result(10)
+        engine.forget_warm_up()
         return client
 
     yield make
@@ -39,3 +41,13 @@ def make_client(engine: Any) -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(make_client: Callable[..., TestClient]) -> TestClient:
     return make_client()
+
+
+@pytest.fixture
+def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that counts as running, for tests that make jobs but wait for nothing: these hold futures."""
+    loop = asyncio.new_event_loop()
+    asyncio._set_running_loop(loop)
+    yield loop
+    asyncio._set_running_loop(None)
+    loop.close()

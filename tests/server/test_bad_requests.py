@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from twinshot_server.schemas import ErrorBody
+from twinshot_server.answers import Problem
 
 JSON = {"Content-Type": "application/json"}
 
@@ -17,14 +17,15 @@ JSON = {"Content-Type": "application/json"}
 def refused(response: Any, status: int) -> tuple[str, str | None]:
     """The sentence and the field of a refusal, after checking its form."""
     assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["x-request-id"]
-    assert set(response.json()) == {"error"}
-    error = ErrorBody.model_validate_json(response.content).error
-    assert "Traceback" not in error.message
-    assert "\n" not in error.message
-    assert error.message.endswith(".")
-    return error.message, error.param
+    assert response.headers["content-type"] == "application/problem+json"
+    assert set(response.json()) == set(Problem.model_fields)
+    problem = Problem.model_validate_json(response.content)
+    assert problem.request_id == response.headers["x-request-id"]
+    assert (problem.status, problem.type) == (status, f"urn:twinshot:problem:{problem.code}")
+    assert "Traceback" not in problem.detail
+    assert "\n" not in problem.detail
+    assert problem.detail.endswith(".")
+    return problem.detail, problem.param
 
 
 @pytest.mark.parametrize(
@@ -52,26 +53,37 @@ def refused(response: Any, status: int) -> tuple[str, str | None]:
         ({"steps": -3}, "steps", "not -3"),
         ({"steps": 1.5}, "steps", "not 1.5"),
         ({"steps": None}, "steps", "not null"),
-        ({"steps": 3}, None, "3 steps are not supported; supported: 1 to 2"),
+        ({"steps": 3}, "steps", "3 steps are not supported; supported: 1 to 2"),
         ({"width": -64, "height": 32}, "width", "not -64"),
         ({"width": "64", "height": 32}, "width", 'not "64"'),
         ({"width": 64}, None, "go together"),
-        ({"width": 65, "height": 32}, None, "size 65x32 is not supported; supported: 64x32"),
-        ({"width": 10**30, "height": 32}, None, "not supported"),
+        ({"width": 65, "height": 32}, "size", "size 65x32 is not supported; supported: 64x32"),
+        ({"width": 10**30, "height": 32}, "size", "not supported"),
         ({"size": "64"}, "size", "is '64'; it must look like 256x256"),
         ({"size": "0x0"}, "size", "must look like"),
         ({"size": "-1x5"}, "size", "must look like"),
         ({"size": "64x32\n"}, "size", "must look like"),
         ({"size": "６４x３２"}, "size", "must look like"),
         ({"size": "9" * 5000}, "size", "must look like"),
-        ({"size": "512x512"}, None, "size 512x512 is not supported"),
+        ({"size": "512x512"}, "size", "size 512x512 is not supported"),
         ({"size": "64x32", "width": 64, "height": 32}, None, "give one of them"),
         ({"format": "gif"}, "format", "'png', 'jpeg' or 'webp', not \"gif\""),
         ({"format": "PNG"}, "format", 'not "PNG"'),
         ({"quality": 0, "format": "jpeg"}, "quality", "not 0"),
         ({"quality": 101, "format": "jpeg"}, "quality", "not 101"),
         ({"quality": 50, "format": "png"}, None, "png is lossless"),
-        ({"guidance": 4}, "guidance", "no such field; known are prompt, seed, size"),
+        ({"n": 0}, "n", "greater than or equal to 1, not 0"),
+        ({"n": 11}, "n", "at most 10 pictures at a time, not 11"),
+        ({"n": 65}, "n", "less than or equal to 64, not 65"),
+        ({"n": 1.0}, "n", "not 1.0"),
+        ({"deadline_ms": 0}, "deadline_ms", "not 0"),
+        ({"deadline_ms": 1e999}, "deadline_ms", "not Infinity"),
+        ({"priority": "urgent"}, "priority", "'interactive' or 'batch', not \"urgent\""),
+        ({"adapter": "../x"}, "adapter", 'not "../x"'),
+        ({"adapter": "ink"}, "adapter", "'ink' is not loaded; loaded: none"),
+        ({"stream": "yes"}, "stream", 'not "yes"'),
+        ({"stream": 1}, "stream", "not 1"),
+        ({"guidance": 4}, "guidance", "no such field; known are prompt, n, seed, size"),
         ({"__proto__": {}}, "__proto__", "no such field"),
         ({"\ud800": 1}, None, "not valid Unicode"),
     ],
@@ -81,7 +93,7 @@ def test_wrong_fields(fields: dict[str, Any], param: str | None, said: str, clie
     message, at_fault = refused(client.post("/generate", content=body, headers=JSON), 422)
     assert said in message
     assert at_fault == param
-    assert len(message) < 250
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize(
@@ -134,7 +146,7 @@ def test_an_unknown_accept(client: TestClient) -> None:
 
 def test_unknown_path_and_method(client: TestClient) -> None:
     assert "/docs lists" in refused(client.get("/nope"), 404)[0]
-    assert "this path takes POST" in refused(client.get("/generate"), 405)[0]
+    assert "This path takes POST" in refused(client.get("/generate"), 405)[0]
     assert client.get("/generate").headers["allow"] == "POST"
     for path in ("/../etc/passwd", "/static/../app.py", "/static/%2e%2e/app.py", "/%00", "/static"):
         refused(client.get(path), 404)
@@ -145,7 +157,7 @@ def test_an_unexpected_failure_tells_no_secrets(client: TestClient, engine: Any)
     response = client.post("/generate", json={"prompt": "a red car"})
     message, _ = refused(response, 500)
     assert "secret" not in message
-    assert response.json()["error"]["type"] == "internal_error"
+    assert response.json()["code"] == "internal_error"
     engine.failure = None
     assert client.post("/generate", json={"prompt": "a red car"}).status_code == 200
 

@@ -1,134 +1,302 @@
+"""The dispatcher around the fake engine on a thread, on a loop of the test's own."""
+
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 import pytest
+from PIL import Image
+from serving import make_job
 
-from twinshot_engine.errors import CheckpointError
+from twinshot_engine.errors import CheckpointError, InvalidRequestError
 from twinshot_engine.types import GenerateRequest
-from twinshot_server.dispatcher import Dispatcher
-from twinshot_server.request_queue import QueueClosedError
+from twinshot_server.app import create_app
+from twinshot_server.processes.messages import Cost
+from twinshot_server.scheduling.admission import RefusedError
+from twinshot_server.scheduling.dispatcher import Dispatcher, NotReadyError
+from twinshot_server.scheduling.jobs import DeadlineError, FailedError, Job, StoppingError
+from twinshot_server.settings import Settings
 
-Start = Callable[..., Dispatcher]
+Test = Callable[[Dispatcher], Coroutine[Any, Any, None]]
 
 
-def request(seed: int, width: int = 64) -> GenerateRequest:
-    return GenerateRequest("a red car", seed, width, 32)
+@asynccontextmanager
+async def dispatching(engine: Any, **settings: Any) -> AsyncIterator[Dispatcher]:
+    """A dispatcher whose engine is ready; everything has its slot back at the end."""
+    app = create_app(Settings.model_validate(settings), engine)
+    dispatcher: Dispatcher = app.state.service.dispatcher
+    dispatcher.start()
+    await asyncio.wait_for(asyncio.wrap_future(dispatcher.ready), 10)
+    engine.forget_warm_up()
+    try:
+        yield dispatcher
+    finally:
+        engine.release()
+        await asyncio.wait_for(dispatcher.stop(), 10)
+    assert dispatcher.running == dispatcher.waiting == 0
+    assert sorted(dispatcher._slots) == list(range(dispatcher._arena.slots))
 
 
-@pytest.fixture
-def start(engine: Any) -> Iterator[Start]:
-    """Start a dispatcher, with the fake engine unless told otherwise; it is stopped after the test."""
-    started: list[Dispatcher] = []
+def run(test: Test, engine: Any, **settings: Any) -> None:
+    async def inside() -> None:
+        async with dispatching(engine, **settings) as dispatcher:
+            await asyncio.wait_for(test(dispatcher), 20)
 
-    def begin(load: Callable[..., Any] = lambda _progress: engine, **options: Any) -> Dispatcher:
-        dispatcher = Dispatcher(load, **{"max_batch": 4, "max_queue": 16} | options)
-        dispatcher.start()
-        started.append(dispatcher)
-        return dispatcher
+    asyncio.run(inside())
 
-    yield begin
-    engine.release()
-    for dispatcher in started:
-        dispatcher.stop()
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def draw(dispatcher: Dispatcher, *jobs: Job) -> list[int]:
+    """The colours of the jobs' pictures, which are their seeds."""
+    for job in jobs:
+        dispatcher.submit([job])
+    pictures = await asyncio.gather(*(job.done for job in jobs))
+    return [Image.open(io.BytesIO(picture.content)).getpixel((0, 0))[0] for picture in pictures]
+
+
+def drawn_seeds(engine: Any) -> list[list[int]]:
+    return [[request.seed for request in batch] for batch in engine.batches]
+
+
+def batching_pays(dispatcher: Dispatcher) -> None:
+    """Make it known that more pictures cost no more than one."""
+    dispatcher.costs.install(Cost((64, 32), 1, count, 0.01) for count in (1, 2, 4))
+
+
+def test_everyone_gets_their_own_picture(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        assert await draw(dispatcher, *(make_job(seed) for seed in range(12))) == list(range(12))
+
+    run(test, engine)
+    assert drawn_seeds(engine) == [[seed] for seed in range(12)]
+
+
+def test_a_batch_is_what_waits_when_that_pays_and_is_asked_for(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        batching_pays(dispatcher)
+        engine.hold()
+        jobs = [make_job(seed) for seed in range(6)]
+        drawing = asyncio.create_task(draw(dispatcher, *jobs))
+        await until(engine.busy.is_set)
+        await until(lambda: dispatcher.waiting < 2)  # the engine is late, so its next batch is sent ahead
+        engine.release()
+        assert await drawing == list(range(6))
+        assert jobs[1].done.result().together == 4
+
+    run(test, engine, batching="fast", max_batch=4)
+    assert drawn_seeds(engine) == [[0], [1, 2, 3, 4], [5]]
+
+
+def test_times_hold_the_wait_the_engines_stages_and_the_file(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        job = make_job()
+        started = time.monotonic()
+        await draw(dispatcher, job)
+        times = job.done.result().times
+        assert (times.text, times.denoise, times.decode) == (0.001, 0.002, 0.003)
+        assert 0 <= times.queue + times.encode <= time.monotonic() - started + 0.006
+
+    run(test, engine)
+
+
+def test_a_failure_reaches_its_own_and_no_other(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.failure = RuntimeError("out of luck")
+        with pytest.raises(FailedError):
+            await draw(dispatcher, make_job(1))
+        engine.failure = InvalidRequestError("The prompt is not to my taste.")
+        with pytest.raises(InvalidRequestError, match="taste"):
+            await draw(dispatcher, make_job(1))
+        engine.failure = None
+        assert await draw(dispatcher, make_job(2)) == [2]
+
+    run(test, engine)
+
+
+def test_cancelled_jobs_are_dropped_at_each_gate(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        jobs = [make_job(seed) for seed in range(4)]
+        for job in jobs:
+            dispatcher.submit([job])
+        await until(engine.busy.is_set)
+        await until(lambda: dispatcher.engines[0].running == 2)
+        for job in jobs[:3]:  # being drawn, next in the engine, waiting
+            job.done.cancel()
+        await until(lambda: dispatcher.waiting == 1)
+        engine.release()
+        await jobs[3].done
+        await until(lambda: dispatcher.running == 0)
+
+    dropped: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "twinshot_server.metrics.Metrics.count_dropped", lambda _self, gate: dropped.append(gate)
+        )
+        run(test, engine)
+    assert drawn_seeds(engine) == [[0], [3]]
+    assert sorted(dropped) == ["draw", "encode", "queue"]
+
+
+def test_a_deadline_ends_what_was_accepted(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        first = make_job(0)
+        dispatcher.submit([first])
+        await until(engine.busy.is_set)
+        late = make_job(1, deadline=time.monotonic() + 0.2)
+        dispatcher.submit([late])
+        with pytest.raises(DeadlineError):
+            await late.done
+        engine.release()
+        await first.done
+        assert await draw(dispatcher, make_job(2)) == [2]
+
+    run(test, engine)
+    assert drawn_seeds(engine) == [[0], [2]]
+
+
+def test_what_cannot_be_in_time_is_refused_and_costs_nothing(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        dispatcher.costs.install([Cost((64, 32), 1, 1, 5.0)])
+        with pytest.raises(RefusedError, match="was wanted within"):
+            dispatcher.submit([make_job(deadline=time.monotonic() + 1)])
+        assert dispatcher.waiting == dispatcher.running == 0
+
+    run(test, engine)
+
+
+def test_all_of_an_order_or_nothing(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        dispatcher.submit([make_job(0)])
+        await until(engine.busy.is_set)
+        await until(lambda: dispatcher.waiting == 0)
+        with pytest.raises(RefusedError, match="exceed the 2 that may wait"):
+            dispatcher.submit([make_job(seed) for seed in (1, 2, 3)])
+        assert dispatcher.waiting == 0
+
+    run(test, engine, max_queue=2)
+
+
+def test_the_queue_keeps_what_waits_while_an_engine_is_replaced(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        jobs = [make_job(seed) for seed in range(5)]
+        for job in jobs:
+            dispatcher.submit([job])
+        await until(lambda: dispatcher.engines[0].running == 2)
+        dispatcher.engines[0].child.kill()
+        for job in jobs[:2]:
+            with pytest.raises(FailedError, match="ended while it drew"):
+                await job.done
+        assert not dispatcher.available
+        with pytest.raises(NotReadyError, match="restarted"):
+            dispatcher.submit([make_job()])
+        engine.release()
+        assert len(await asyncio.gather(*(job.done for job in jobs[2:]))) == 3
+
+    run(test, engine)
+
+
+def test_a_hung_engine_is_noticed_and_replaced(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        job = make_job()
+        dispatcher.submit([job])
+        with pytest.raises(FailedError):
+            await job.done
         assert not dispatcher.alive
+        engine.release()
+        await until(lambda: dispatcher.alive)
+        assert await draw(dispatcher, make_job(2)) == [2]
+
+    run(test, engine, hang_seconds=0.1)
 
 
-def test_what_waits_is_drawn_together_and_everyone_gets_their_own(start: Start, engine: Any) -> None:
-    sizes: list[int] = []
-    dispatcher = start(on_batch=sizes.append)
-    engine.hold()
-    results = [dispatcher.submit(request(0))]
-    engine.busy.wait(10)
-    results += [dispatcher.submit(request(seed)) for seed in range(1, 6)]
-    assert (dispatcher.running, dispatcher.waiting) == (1, 5)
-    engine.release()
-    drawn = [result.result(10) for result in results]
-    assert [int(each.pixels[0, 0, 0]) for each in drawn] == [0, 1, 2, 3, 4, 5]
-    assert [each.batch_size for each in drawn] == [1, 4, 4, 4, 4, 1]
-    dispatcher.stop()
-    assert sizes == [1, 4, 1]
+def test_an_engine_that_keeps_ending_is_given_up(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        waiting = [make_job(seed) for seed in range(3)]
+        for job in waiting:
+            dispatcher.submit([job])
+        dispatcher.engines[0].child.kill()
+        for job in waiting:
+            with pytest.raises(FailedError):
+                await job.done
+        assert not dispatcher.alive
+        assert dispatcher.failure is not None
+
+    run(test, engine, engine_restarts=0)
 
 
-def test_sizes_are_not_mixed(start: Start, engine: Any) -> None:
-    dispatcher = start()
-    engine.hold()
-    results = [dispatcher.submit(request(seed, width)) for seed, width in enumerate([64, 32, 64, 32])]
-    engine.release()
-    assert [result.result(10).pixels.shape for result in results] == [(32, 64, 3), (32, 32, 3)] * 2
-    assert all(len({each.width for each in batch}) == 1 for batch in engine.batches)
+def test_finishing_lets_the_accepted_end_and_refuses_more(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        jobs = [make_job(seed) for seed in range(3)]
+        for job in jobs:
+            dispatcher.submit([job])
+        finishing = asyncio.create_task(dispatcher.finish())
+        await asyncio.sleep(0)
+        with pytest.raises(StoppingError):
+            dispatcher.submit([make_job()])
+        engine.release()
+        await finishing
+        assert all(job.done.result() for job in jobs)
+
+    run(test, engine)
 
 
-def test_times_hold_the_wait_and_the_engines_stages(start: Start, engine: Any) -> None:
-    times = start().submit(request(1)).result(10).times
-    assert 0 <= times.queue < 10
-    assert (times.text, times.denoise, times.decode, times.encode) == (0.001, 0.002, 0.003, 0.0)
+def test_stopping_fails_what_waits(engine: Any) -> None:
+    jobs: list[Job] = []
+
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        jobs.extend(make_job(seed) for seed in range(4))
+        for job in jobs:
+            dispatcher.submit([job])
+        await until(engine.busy.is_set)
+        asyncio.get_running_loop().call_later(0.1, engine.release)
+
+    run(test, engine)
+    assert all(job.done.done() for job in jobs)
+    with pytest.raises(StoppingError):
+        jobs[-1].done.result()
 
 
-def test_a_failure_reaches_its_batch_and_no_other(start: Start, engine: Any) -> None:
-    dispatcher = start()
-    engine.failure = RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        dispatcher.submit(request(1)).result(10)
-    engine.failure = None
-    assert np.all(dispatcher.submit(request(2)).result(10).pixels == 2)
+def test_a_model_that_cannot_be_loaded_is_remembered(engine: Any) -> None:
+    def warm(_progress: object) -> None:
+        raise CheckpointError("There is no folder 'x'.")
+
+    async def inside() -> None:
+        engine.warm = warm
+        dispatcher: Dispatcher = create_app(Settings(), engine).state.service.dispatcher
+        dispatcher.start()
+        with pytest.raises(CheckpointError, match="no folder"):
+            await asyncio.wrap_future(dispatcher.ready)
+        assert isinstance(dispatcher.failure, CheckpointError)
+        with pytest.raises(NotReadyError, match="could not be loaded"):
+            dispatcher.submit([make_job()])
+        await dispatcher.stop()
+
+    asyncio.run(inside())
 
 
-def test_a_cancelled_request_never_reaches_the_engine(start: Start, engine: Any) -> None:
-    dispatcher = start()
-    engine.hold()
-    first = dispatcher.submit(request(1))
-    engine.busy.wait(10)
-    assert dispatcher.submit(request(2)).cancel()
-    last = dispatcher.submit(request(3))
-    engine.release()
-    first.result(10)
-    last.result(10)
-    assert [each.seed for batch in engine.batches for each in batch] == [1, 3]
+def test_validation_asks_the_engine_and_knows_adapters(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        await dispatcher.validate(GenerateRequest("a", 1, 64, 32))
+        with pytest.raises(InvalidRequestError, match="65x32"):
+            await dispatcher.validate(GenerateRequest("a", 1, 65, 32))
+        with pytest.raises(InvalidRequestError, match="adapter 'ink' is not loaded; loaded: none"):
+            await dispatcher.validate(GenerateRequest("a", 1, 64, 32, 1, "ink"))
 
-
-def test_a_model_that_cannot_be_loaded_is_remembered(start: Start) -> None:
-    def load(_progress: object) -> Any:
-        raise CheckpointError("there is no such folder")
-
-    dispatcher = start(load)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        dispatcher.ready.result(10)
-    assert dispatcher.engine is None
-    assert isinstance(dispatcher.failure, CheckpointError)
-    with pytest.raises(QueueClosedError):
-        dispatcher.submit(request(1))
-
-
-def test_stopping_interrupts_a_long_load(start: Start) -> None:
-    stopping = threading.Event()
-
-    def load(progress: Callable[[str, float], None]) -> Any:
-        stopping.wait(10)
-        while True:
-            progress("weights", 0.5)
-
-    dispatcher = start(load)
-    threading.Timer(0.05, stopping.set).start()
-    dispatcher.stop(10)
-    assert not dispatcher.alive
-    assert isinstance(dispatcher.failure, QueueClosedError)
-
-
-def test_retry_after_follows_the_engines_pace(start: Start, engine: Any) -> None:
-    dispatcher = start()
-    assert dispatcher.retry_after == 1
-    engine.hold()
-    first = dispatcher.submit(request(0))
-    engine.busy.wait(10)
-    threading.Timer(1.1, engine.release).start()
-    first.result(10)
-    engine.busy.clear()
-    engine.hold()
-    for seed in range(9):
-        dispatcher.submit(request(seed))
-    engine.busy.wait(10)
-    assert dispatcher.retry_after >= 2
+    run(test, engine)

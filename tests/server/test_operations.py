@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from serving import dispatcher_of, until
 from structlog.testing import capture_logs
 
 from twinshot_engine.errors import CheckpointError
-from twinshot_server import app as app_module
 from twinshot_server.app import create_app
 from twinshot_server.settings import Settings
 
 
-@pytest.mark.parametrize("path", ["/health", "/readyz", "/livez"])
+@pytest.mark.parametrize("path", ["/health", "/readyz", "/livez", "/startupz"])
 def test_healthy(path: str, client: TestClient) -> None:
     response = client.get(path)
     assert response.status_code == 200
@@ -30,55 +30,61 @@ def test_healthy(path: str, client: TestClient) -> None:
         "model": "fake",
         "waiting": 0,
         "running": 0,
+        "predicted_wait_ms": 0.0,
     }
 
 
-def loading_client(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> TestClient:
-    monkeypatch.setattr(app_module, "_loader", lambda _settings: load)
-    return TestClient(create_app(Settings()))
-
-
-def test_while_the_model_loads(monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
+def test_while_the_model_loads(engine: Any) -> None:
     loaded = threading.Event()
-
-    def load(_progress: object) -> Any:
-        assert loaded.wait(10)
-        return engine
-
-    with loading_client(monkeypatch, load) as client:
+    engine.warm = lambda _progress: loaded.wait(10)
+    with TestClient(create_app(Settings(), engine)) as client:
         assert client.get("/livez").status_code == 200
-        assert client.get("/readyz").status_code == 503
+        for path in ("/readyz", "/startupz"):
+            assert client.get(path).status_code == 503
         assert client.get("/readyz").json()["status"] == "starting"
         response = client.post("/generate", json={"prompt": "a"})
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert response.json()["error"]["message"] == "The model is still loading."
+        assert response.json()["detail"] == "The model is still loading."
         assert client.get("/v1/models").status_code == 503
         assert client.get("/metrics").status_code == 200
         loaded.set()
-        client.app.state.service.dispatcher.ready.result(10)  # type: ignore[attr-defined]
-        assert client.get("/readyz").status_code == 200
+        dispatcher_of(client).ready.result(10)
+        assert client.get("/readyz").status_code == client.get("/startupz").status_code == 200
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (CheckpointError("There is no folder 'x'."), "There is no folder 'x'."),
-        (RuntimeError("secret"), "unexpectedly; the server's log says why"),
+        (RuntimeError("secret"), "It failed unexpectedly; the server's log says why."),
     ],
 )
-def test_after_loading_failed(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_progress: object) -> Any:
+def test_after_loading_failed(error: Exception, reason: str, engine: Any) -> None:
+    def warm(_progress: object) -> None:
         raise error
 
-    with loading_client(monkeypatch, load) as client:
-        assert client.app.state.service.dispatcher.ready.exception(10) is error  # type: ignore[attr-defined]
-        assert client.get("/health").status_code == 503
-        assert (client.get("/health").json()["status"], client.get("/health").json()["reason"]) == (
-            "failed",
-            reason,
-        )
-        message = client.post("/generate", json={"prompt": "a"}).json()["error"]["message"]
-        assert message == "The model could not be loaded; /health says why."
+    engine.warm = warm
+    with TestClient(create_app(Settings(), engine)) as client:
+        assert dispatcher_of(client).ready.exception(10) is not None
+        health = client.get("/health")
+        assert health.status_code == client.get("/livez").status_code == 503
+        assert (health.json()["status"], health.json()["reason"]) == ("failed", reason)
+        problem = client.post("/generate", json={"prompt": "a"}).json()
+        assert problem["detail"] == "The model could not be loaded; /health says why."
+
+
+def test_draining_is_unready_but_serves_and_then_refuses(
+    make_client: Callable[..., TestClient],
+) -> None:
+    client = make_client(admin_key="operator-secret", drain_seconds=0.3)
+    answer = client.post("/admin/drain", headers={"Authorization": "Bearer operator-secret"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "draining")
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/livez").status_code == client.get("/startupz").status_code == 200
+    assert client.post("/generate", json={"prompt": "a"}).status_code == 200
+    until(lambda: dispatcher_of(client).closing)
+    refused = client.post("/generate", json={"prompt": "a"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
 
 
 def test_models_tell_what_can_be_asked(client: TestClient) -> None:
@@ -97,8 +103,12 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
         for sample in family.samples
     }
     model = ("model", "fake")
-    assert samples["twinshot_requests_total", model, ("outcome", "ok")] == 1
-    assert samples["twinshot_requests_total", model, ("outcome", "invalid")] == 1
+    key = ("key", "anonymous")
+    assert samples["twinshot_requests_total", key, model, ("outcome", "ok")] == 1
+    assert samples["twinshot_requests_total", key, model, ("outcome", "invalid")] == 1
+    assert samples["twinshot_response_bytes_total",] > 100
+    assert samples["twinshot_engines_available",] == 1
+    assert samples["twinshot_predicted_wait_seconds",] == 0
     assert samples["twinshot_request_duration_seconds_count", model] == 1
     assert samples["twinshot_images_total", model, ("size", "64x32")] == 1
     assert samples["twinshot_batch_size_sum", model] == 1
@@ -108,6 +118,19 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
         assert samples["twinshot_stage_duration_seconds_sum", model, ("stage", stage)] == seconds
     names = {family.name for family in text_string_to_metric_families(text)}
     assert {name for name in names if not re.match("(twinshot|process|python)_[a-z_]+$", name)} == set()
+
+
+def test_sizes_that_are_not_listed_are_no_labels(client: TestClient, engine: Any) -> None:
+    engine.validate = lambda _request: None
+    assert client.post("/generate", json={"prompt": "a", "size": "40x40"}).status_code == 200
+    assert 'twinshot_images_total{model="fake",size="other"} 1.0' in client.get("/metrics").text
+
+
+def test_vllms_names_if_asked_for(make_client: Callable[..., TestClient]) -> None:
+    assert "vllm:" not in make_client().get("/metrics").text
+    text = make_client(vllm_metrics=True).get("/metrics").text
+    assert 'vllm:num_requests_running{model_name="fake"} 0.0' in text
+    assert 'vllm:num_requests_waiting{model_name="fake"} 0.0' in text
 
 
 def test_applications_share_nothing(make_client: Callable[..., TestClient]) -> None:

@@ -24,7 +24,7 @@ class APIStatusError(TwinshotError):
 
     Attributes:
         status: the HTTP status code.
-        type: a word for programs, such as `invalid_request` or `queue_full`; None if a proxy answered.
+        code: a word for programs, such as `invalid_request` or `queue_full`; None if a proxy answered.
         param: the field at fault, where there is one.
         request_id: names the request in the server's logs.
         retry_after: seconds to wait before another try, where the server says so.
@@ -32,28 +32,26 @@ class APIStatusError(TwinshotError):
 
     def __init__(self, response: httpx2.Response) -> None:
         detail = _read_detail(response)
-        super().__init__(detail.message)
+        super().__init__(detail.detail)
         self.status = response.status_code
-        self.type = detail.type
+        self.code = detail.code
         self.param = detail.param
         self.request_id = response.headers.get("X-Request-Id")
         retry_after = response.headers.get("Retry-After", "")
         self.retry_after = int(retry_after) if retry_after.isdecimal() else None
 
 
-class _Detail(BaseModel):
-    message: str
-    type: str | None = None
+class _Problem(BaseModel):
+    """What is read of a problem detail (RFC 9457)."""
+
+    detail: str
+    code: str | None = None
     param: str | None = None
 
 
-class _Body(BaseModel):
-    error: _Detail
-
-
-def _read_detail(response: httpx2.Response) -> _Detail:
-    """The error body, or the plain status if something other than twinshot answered."""
+def _read_detail(response: httpx2.Response) -> _Problem:
+    """The problem, or the plain status if something other than twinshot answered."""
     try:
-        return _Body.model_validate_json(response.content).error
+        return _Problem.model_validate_json(response.content)
     except ValidationError:
-        return _Detail(message=f"{response.url} answered {response.status_code} {response.reason_phrase}")
+        return _Problem(detail=f"{response.url} answered {response.status_code} {response.reason_phrase}")

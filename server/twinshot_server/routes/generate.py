@@ -1,120 +1,153 @@
-"""`POST /generate`: a prompt in, an image file out."""
+"""`POST /generate`: a prompt in; an image file, JSON or events out."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Coroutine
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+import json
+from collections.abc import AsyncIterator
+from typing import Any
 
-import pybase64
 from fastapi import APIRouter, Request, Response
 
-from twinshot_server.engine_protocol import complete
-from twinshot_server.errors import ApiError
-from twinshot_server.images import encode
-from twinshot_server.middleware import GENERATE_PATH
+from twinshot_engine.types import GenerateRequest
+from twinshot_server.answers import GenerateResult, ImageResult, Timings, describe_problem
+from twinshot_server.errors import as_api_error, error_body
+from twinshot_server.events import EventStream, event, with_base64
 from twinshot_server.negotiation import Reply, choose_reply
-from twinshot_server.request_queue import Drawn
-from twinshot_server.schemas import ErrorBody, GenerateBody, GenerateResult, Timings
-from twinshot_server.service import Service, ServiceOf
-
-if TYPE_CHECKING:
-    from twinshot_engine.types import GenerateRequest, StageTimes
+from twinshot_server.orders import Order
+from twinshot_server.scheduling.jobs import Picture
+from twinshot_server.schemas import GenerateBody
+from twinshot_server.service import CallerOf, Service, ServiceOf, Terms, unless_gone
 
 router = APIRouter()
-T = TypeVar("T")
 
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+_EVENTS = {
+    "schema": {"type": "string", "description": "queued, started, image, done, error; see docs/API.md"}
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The picture, as an image file or in JSON.",
+        "description": "The picture as an image file, or one or more in JSON or events.",
         "model": GenerateResult,
-        "content": {"image/png": _IMAGE, "image/jpeg": _IMAGE, "image/webp": _IMAGE},
+        "content": {
+            **{f"image/{name}": _IMAGE for name in ("png", "jpeg", "webp")},
+            "text/event-stream": _EVENTS,
+        },
         "headers": {
             "X-Seed": {"description": "The seed that was used.", "schema": {"type": "integer"}},
             "X-Request-Id": {"description": "Names the request in the logs.", "schema": {"type": "string"}},
             "Server-Timing": {"description": "Milliseconds in each stage.", "schema": {"type": "string"}},
         },
     },
-    406: {"model": ErrorBody, "description": "`Accept` names nothing that can be sent."},
-    413: {"model": ErrorBody, "description": "The body is too large."},
-    422: {"model": ErrorBody, "description": "A field is wrong, or the model cannot do what is asked."},
-    429: {"model": ErrorBody, "description": "Too many requests wait; see `Retry-After`."},
-    503: {"model": ErrorBody, "description": "The model is loading or the server stops; see `Retry-After`."},
+    400: describe_problem("The body is no JSON that could be read."),
+    401: describe_problem("A valid API key is needed."),
+    406: describe_problem("`Accept` names nothing that can be sent."),
+    408: describe_problem("The body took too long to arrive."),
+    413: describe_problem("The body is too large."),
+    422: describe_problem("A field is wrong, or the model cannot do what is asked."),
+    429: describe_problem("Too much waits, or the key's limit is reached; see `Retry-After`."),
+    500: describe_problem("The server failed."),
+    503: describe_problem("The model is loading or the server stops; see `Retry-After`."),
+    504: describe_problem("It was accepted, but not done by its deadline."),
 }
 
 
-@router.post(GENERATE_PATH, responses=_RESPONSES, response_class=Response, tags=["pictures"])
-async def generate(body: GenerateBody, request: Request, service: ServiceOf) -> Response:
-    """Draw one picture. `Accept: application/json` gets it as base64 with its facts."""
-    reply = choose_reply(request.headers.get("accept", ""), body.format)
-    wanted = complete(body, service.engine)
-    request.state.facts.update(seed=wanted.seed, width=wanted.width, height=wanted.height, steps=wanted.steps)
-    image, drawn, times = await _unless_gone(request, _draw(service, wanted, reply, body.quality))
-    service.metrics.count_image(drawn, times)
-    request.state.facts.update(batch=drawn.batch_size, stage_ms=_milliseconds(times).model_dump())
-    return _respond(request, reply, image, wanted, times)
+@router.post("/generate", responses=RESPONSES, response_class=Response, tags=["pictures"])
+async def generate(body: GenerateBody, request: Request, service: ServiceOf, caller: CallerOf) -> Response:
+    """Draw pictures of one prompt. `Accept` chooses between a file, JSON and events."""
+    reply = choose_reply(request.headers.get("accept", ""), body.format, images=body.n, stream=body.stream)
+    requests = body.requests(service.info.sizes[0])
+    terms = Terms(
+        reply.image_format, body.quality, body.priority, body.deadline_ms, caller.name, request.state.arrived
+    )
+    note_request(request, requests)
+    order = await service.accept(requests, terms)
+    if reply.form == "events":
+        return EventStream(_events(request, service, order, reply), {"X-Seed": str(requests[0].seed)})
+    pictures = await unless_gone(request, order.pictures())
+    note_pictures(request, pictures)
+    return _respond(request, reply, requests, pictures)
 
 
-async def _draw(
-    service: Service, wanted: GenerateRequest, reply: Reply, quality: int | None
-) -> tuple[bytes, Drawn, StageTimes]:
-    drawn = await asyncio.wrap_future(service.submit(wanted))
-    started = time.monotonic()
-    image = await asyncio.to_thread(encode, drawn.pixels, reply.image_format, quality)
-    return image, drawn, replace(drawn.times, encode=time.monotonic() - started)
+def note_request(request: Request, requests: list[GenerateRequest]) -> None:
+    """Have the log line tell what was asked for; never the prompt."""
+    first = requests[0]
+    request.state.facts.update(
+        seed=first.seed, width=first.width, height=first.height, steps=first.steps, n=len(requests)
+    )
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client goes away first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "cancelled", "The client went away before its picture was ready.")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _milliseconds(times: StageTimes) -> Timings:
-    return Timings(**{stage: round(seconds * 1000, 3) for stage, seconds in asdict(times).items()})
+def note_pictures(request: Request, pictures: list[Picture]) -> None:
+    """Have the log line tell where the time went."""
+    last = pictures[-1]
+    request.state.facts.update(batch=last.together, stage_ms=Timings.of(last.times).model_dump())
 
 
 def _respond(
-    request: Request, reply: Reply, image: bytes, wanted: GenerateRequest, times: StageTimes
+    request: Request, reply: Reply, requests: list[GenerateRequest], pictures: list[Picture]
 ) -> Response:
-    timings = _milliseconds(times)
     headers = {
-        "X-Seed": str(wanted.seed),
-        "Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timings),
+        "X-Seed": str(requests[0].seed),
+        "Server-Timing": Timings.of(pictures[-1].times).header(),
         "Cache-Control": "no-store",
     }
-    if not reply.as_json:
-        return Response(image, headers=headers, media_type=reply.image_format.media_type)
-    facts = GenerateResult(
-        image="",
+    if reply.form == "image":
+        return Response(pictures[0].content, headers=headers, media_type=reply.image_format.media_type)
+    images = [_image(index, requests[index], picture) for index, picture in enumerate(pictures)]
+    facts = _facts(request, reply, requests).model_dump_json(exclude={"images"}).encode()
+    content = b'{"images":[' + b",".join(images) + b"]," + facts[1:]
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _facts(request: Request, reply: Reply, requests: list[GenerateRequest]) -> GenerateResult:
+    first = requests[0]
+    return GenerateResult(
+        images=[],
         format=reply.image_format,
-        width=wanted.width,
-        height=wanted.height,
-        seed=wanted.seed,
-        steps=wanted.steps,
+        width=first.width,
+        height=first.height,
+        steps=first.steps,
         request_id=request.state.request_id,
-        timings_ms=timings,
     )
-    return Response(_with_image(facts, image), headers=headers, media_type="application/json")
 
 
-def _with_image(facts: GenerateResult, image: bytes) -> bytes:
-    """The result as JSON; base64 needs no escaping, so the image is joined in past the slow JSON encoder."""
-    rest = facts.model_dump_json(exclude={"image"}).encode()
-    return b'{"image":"' + pybase64.b64encode(image) + b'",' + rest[1:]
+def _image(index: int, asked: GenerateRequest, picture: Picture) -> bytes:
+    facts = ImageResult(
+        image="",
+        index=index,
+        seed=asked.seed,
+        batch=picture.together,
+        timings_ms=Timings.of(picture.times),
+    )
+    return with_base64("image", picture.content, facts.model_dump_json(exclude={"image"}).encode())
+
+
+async def _events(request: Request, service: Service, order: Order, reply: Reply) -> AsyncIterator[bytes]:
+    """The order's story. The status is 200 by then, so the log's and the metrics' outcome is told apart."""
+    facts, requests = request.state.facts, [job.request for job in order.jobs]
+    facts["outcome"] = 499  # should the client leave and end this
+    try:
+        yield event("queued", _queued(request, service, order))
+        async for change, index in order.changes():
+            if change == "started":
+                yield event("started", b'{"index":%d}' % index)
+                continue
+            picture = order.jobs[index].done.result()
+            note_pictures(request, [picture])
+            yield event("image", _image(index, requests[index], picture))
+        yield event("done", _facts(request, reply, requests).model_dump_json(exclude={"images"}).encode())
+        facts["outcome"] = 200
+    except Exception as error:  # it is told in the stream, as the answer has begun  # noqa: BLE001
+        told = as_api_error(error)
+        facts.update(outcome=told.status, error=told.code)
+        yield event("error", json.dumps(error_body("/generate", request.state.request_id, told)).encode())
+    finally:
+        order.cancel()
+
+
+def _queued(request: Request, service: Service, order: Order) -> bytes:
+    story = {
+        "request_id": request.state.request_id,
+        "waiting": service.dispatcher.waiting,
+        "predicted_ms": round(order.predicted * 1000, 1),
+    }
+    return json.dumps(story).encode()

@@ -8,44 +8,58 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from twinshot_server import __version__
+from twinshot_server.answers import Health, Model, ModelList, OpenAIError
 from twinshot_server.engine_protocol import LOADING_ERRORS
-from twinshot_server.schemas import ErrorBody, Health, Model, ModelList
 from twinshot_server.service import Service, ServiceOf
 
 router = APIRouter(tags=["operations"])
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not ready."}}
+_NOT_ALIVE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Restart the process."}}
+_METRICS: dict[str, Any] = {
+    media_type: {"schema": {"type": "string"}}
+    for media_type in ("text/plain", "application/openmetrics-text")
+}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": OpenAIError, "description": "A valid API key is needed."},
+    503: {"model": OpenAIError, "description": "The model is loading."},
+}
 
 
 @router.get("/health", responses=_NOT_READY)
 @router.get("/readyz", responses=_NOT_READY)
-def ready(service: ServiceOf, response: Response) -> Health:
-    """200 once the model is loaded and warm, else 503. Ask this before sending requests."""
-    health = _health(service)
+async def ready(service: ServiceOf, response: Response) -> Health:
+    """200 while requests are welcome: an engine is warm and the server does not drain."""
+    health = describe_health(service)
     response.status_code = 200 if health.status == "ready" else 503
     return health
 
 
-@router.get(
-    "/livez", responses={503: {"model": Health, "description": "The engine's thread is gone: restart."}}
-)
-def alive(service: ServiceOf, response: Response) -> Health:
-    """200 as long as the engine's thread runs, even while the model loads. Restart the process if not."""
+@router.get("/startupz", responses=_NOT_READY)
+async def started(service: ServiceOf, response: Response) -> Health:
+    """200 once the model was loaded, whatever came after."""
+    response.status_code = 200 if service.dispatcher.info else 503
+    return describe_health(service)
+
+
+@router.get("/livez", responses=_NOT_ALIVE)
+async def alive(service: ServiceOf, response: Response) -> Health:
+    """200 unless an engine hangs or ended too often, or images cannot be encoded; also while loading."""
     response.status_code = 200 if service.dispatcher.alive else 503
-    return _health(service)
+    return describe_health(service)
 
 
-@router.get("/metrics", response_class=Response)
-def metrics(request: Request, service: ServiceOf) -> Response:
+@router.get("/metrics", response_class=Response, responses={200: {"content": _METRICS}})
+async def metrics(request: Request, service: ServiceOf) -> Response:
     """Metrics in Prometheus' text format."""
     write, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(write(service.metrics.registry), headers={"Content-Type": media_type})
 
 
-@router.get("/v1/models", responses={503: {"model": ErrorBody, "description": "The model is loading."}})
-def models(service: ServiceOf) -> ModelList:
+@router.get("/v1/models", responses=_REFUSED)
+async def models(service: ServiceOf) -> ModelList:
     """The loaded model, with the sizes and steps it accepts."""
-    info = service.engine.info
+    info = service.info
     model = Model(
         id=info.name,
         family=info.family,
@@ -56,25 +70,41 @@ def models(service: ServiceOf) -> ModelList:
         size_rule=info.size_rule,
         steps=list(info.steps),
         max_prompt_tokens=info.max_prompt_tokens,
+        adapters=service.dispatcher.adapters,
         vocabulary=dict(info.vocabulary),
     )
     return ModelList(data=[model])
 
 
-def _reason(failure: BaseException | None) -> str | None:
-    """The sentence of an error made for people; others may tell more than strangers should know."""
-    unexpected = "unexpectedly; the server's log says why" if failure else None
-    return str(failure) if isinstance(failure, LOADING_ERRORS) else unexpected
-
-
-def _health(service: Service) -> Health:
+def describe_health(service: Service) -> Health:
+    """The server's state in words and numbers."""
     dispatcher = service.dispatcher
-    engine, failure = dispatcher.engine, dispatcher.failure
+    status, reason = _status(service)
     return Health(
-        status="ready" if engine else "failed" if failure else "starting",
-        reason=_reason(failure),
+        status=status,
+        reason=reason,
         version=__version__,
-        model=engine.info.name if engine else None,
+        model=dispatcher.info.name if dispatcher.info else None,
         waiting=dispatcher.waiting,
         running=dispatcher.running,
+        predicted_wait_ms=round(dispatcher.predicted_wait * 1000, 1),
     )
+
+
+def _status(service: Service) -> tuple[Any, str | None]:
+    dispatcher = service.dispatcher
+    if dispatcher.failure is not None:
+        return "failed", _reason(dispatcher.failure)
+    if service.lifecycle.draining or dispatcher.closing:
+        return "draining", "The server is about to stop."
+    if dispatcher.available:
+        return "ready", None
+    stage, fraction = dispatcher.engines[0].progress
+    return "restarting" if dispatcher.info else "starting", f"{stage} {fraction:.0%}"
+
+
+def _reason(failure: BaseException) -> str:
+    """The sentence of an error made for people; others may tell more than strangers should know."""
+    if isinstance(failure, LOADING_ERRORS):
+        return str(failure)
+    return "It failed unexpectedly; the server's log says why."

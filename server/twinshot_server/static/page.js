@@ -59,7 +59,7 @@ async function draw() {
   const started = performance.now();
   try {
     const answer = await fetch("/generate", request());
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    if (!answer.ok) throw new Error((await answer.json()).detail);
     const file = await answer.blob();
     await show(file, answer.headers, performance.now() - started);
     say("");

@@ -1,0 +1,65 @@
+"""What was asked and what was measured, as rows of one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure. `kept` is whether it is as good as `asked`, or None where nothing was asked."""
+
+    scenario: str
+    figure: str
+    measured: float
+    unit: str
+    asked: str = ""
+    kept: bool | None = None
+
+
+def at_most(scenario: str, figure: str, measured: float, unit: str, bound: float) -> Finding:
+    """A figure that must not be larger than `bound`."""
+    return Finding(scenario, figure, round(measured, 2), unit, f"at most {bound:g}", measured <= bound)
+
+
+def at_least(scenario: str, figure: str, measured: float, unit: str, bound: float) -> Finding:
+    """A figure that must not be smaller than `bound`."""
+    return Finding(scenario, figure, round(measured, 2), unit, f"at least {bound:g}", measured >= bound)
+
+
+def told(scenario: str, figure: str, measured: float, unit: str) -> Finding:
+    """A figure for which nothing was asked."""
+    return Finding(scenario, figure, round(measured, 2), unit)
+
+
+def as_table(findings: Iterable[Finding]) -> str:
+    """The findings in Markdown."""
+    lines = ["| scenario | figure | measured | asked | |", "|---|---|---|---|---|"]
+    marks = {True: "yes", False: "**no**", None: ""}
+    for each in findings:
+        measured = f"{each.measured:g} {each.unit}".strip()
+        lines.append(f"| {each.scenario} | {each.figure} | {measured} | {each.asked} | {marks[each.kept]} |")
+    return "\n".join(lines)
+
+
+def as_json(findings: Iterable[Finding]) -> str:
+    """One JSON line with the machine and the date."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f} over 5 min"
+    facts = {
+        "benchmark": "soak",
+        "machine": f"{_processor()}, {machine}",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    return json.dumps(facts | {"findings": [asdict(each) for each in findings]})
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "CPU")
