@@ -27,11 +27,14 @@ class ImageTiles(NamedTuple):
     constants: dict[str, Any]
 
     @classmethod
-    def of(cls, x: Tensor, max_programs: int) -> ImageTiles:
-        """Divide each image of ``x`` ``[B, C, H, W]`` among at most ``max_programs`` programs."""
+    def of(cls, x: Tensor, max_programs: int, least: int = 1) -> ImageTiles:
+        """Divide each image of ``x`` ``[B, C, H, W]`` among at most ``max_programs`` programs.
+
+        A tile has at least ``least`` rows and room for as many channels.
+        """
         _, channels, height, width = x.shape
-        block = triton.next_power_of_2(channels)
-        rows = max(1, ELEMENTS_PER_TILE // block)
+        block = max(least, triton.next_power_of_2(channels))
+        rows = max(least, ELEMENTS_PER_TILE // block)
         count = triton.cdiv(height * width, rows)
         programs = min(count, max_programs)
         constants = {

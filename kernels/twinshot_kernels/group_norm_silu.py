@@ -46,6 +46,34 @@ def group_norm_silu_reference(
 
 
 @jit
+def channel_lines(
+    weight: tl.tensor,
+    bias: tl.tensor,
+    channel_bias: tl.tensor | None,
+    statistics: tl.tensor,
+    image: tl.tensor,
+    channel: tl.tensor,
+    channels: int,
+    groups: int,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Load what makes a norm of each channel: ``(x - centre) * slope + shift``; 0 behind the last."""
+    known = channel < channels
+    source = statistics + (image * groups + channel // (channels // groups)) * 2
+    centre = tl.load(source, mask=known, other=0.0)
+    slope = tl.load(source + 1, mask=known, other=0.0) * tl.load(weight + channel, mask=known, other=0.0)
+    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    if channel_bias is not None:
+        centre -= tl.load(channel_bias + channel, mask=known, other=0.0)
+    return centre, slope, shift
+
+
+@jit
+def silu(x: tl.tensor) -> tl.tensor:
+    """Compute ``x / (1 + exp(-x))``."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@jit
 def _group_norm_silu_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -66,20 +94,16 @@ def _group_norm_silu_kernel(
     start = image * pixels * channels
     channel = tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, ROWS)[:, None]
-    known = channel < channels
-    source = statistics + (image * groups + channel // (channels // groups)) * 2
-    centre = tl.load(source, mask=known, other=0.0)
-    slope = tl.load(source + 1, mask=known, other=0.0) * tl.load(weight + channel, mask=known, other=0.0)
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    if channel_bias is not None:
-        centre -= tl.load(channel_bias + channel, mask=known, other=0.0)
+    centre, slope, shift = channel_lines(
+        weight, bias, channel_bias, statistics, image, channel, channels, groups
+    )
     for step in tl.range(0, TILES, num_stages=STAGES):
         first = (step * tl.num_programs(0) + tl.program_id(0)) * ROWS
-        inside = (first + row < pixels) & known
+        inside = (first + row < pixels) & (channel < channels)
         place = start + first.to(tl.int64) * channels + (row * channels + channel)
         y = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - centre) * slope + shift
         if SILU:
-            y = y / (1.0 + tl.exp(-y))
+            y = silu(y)
         # Results leave the cache before what is left to read does.
         tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
@@ -119,6 +143,19 @@ def _launch(
 _group_norm_silu = register("group_norm_silu", group_norm_silu_reference, _launch)
 
 
+def check_statistics(x: Tensor, groups: int, statistics: Tensor | None) -> None:
+    """Refuse a group count that does not divide the channels of ``x``, and statistics of another shape.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    check_groups(x, groups)
+    if statistics is not None and statistics.shape != (x.shape[0], groups, 2):
+        raise ValueError(
+            f"statistics have shape {tuple(statistics.shape)}; accepted: {(x.shape[0], groups, 2)}."
+        )
+
+
 def group_norm_silu(
     x: Tensor,
     weight: Tensor,
@@ -150,11 +187,7 @@ def group_norm_silu(
 
     Source: Wu and He, arXiv 1803.08494.
     """
-    check_groups(x, groups)
-    if statistics is not None and statistics.shape != (x.shape[0], groups, 2):
-        raise ValueError(
-            f"statistics have shape {tuple(statistics.shape)}; accepted: {(x.shape[0], groups, 2)}."
-        )
+    check_statistics(x, groups, statistics)
     if needs_gradient(x, weight, bias, channel_bias, statistics):
         return group_norm_silu_reference(x, weight, bias, groups, eps, channel_bias, statistics, silu)
     result: Tensor = _group_norm_silu(x, weight, bias, groups, eps, channel_bias, statistics, silu)
