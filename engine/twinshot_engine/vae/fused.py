@@ -3,22 +3,24 @@
 What AutoencoderKL (128, 256, 512, 512; 2 layers; 1024x1024, bf16) moves beside its convolutions, in MB by the
 size at which a level works:
 
-========================  =====  =====  =====  ======  =====
-pass                       128²   256²   512²   1024²    sum
-========================  =====  =====  =====  ======  =====
-statistics alone            101    268    805    1611   2785
-group norm and SiLU         369    805   1879    4295   7348
-residual and statistics     302    604    805    1611   3322
-attention                   134                          134
-bias and bytes                                     20     20
-sum                         906   1678   3490    7536  13609
-========================  =====  =====  =====  ======  =====
+==============================  =====  =====  =====  ======  =====
+pass                             128²   256²   512²   1024²    sum
+==============================  =====  =====  =====  ======  =====
+statistics alone                  101    268    805    1611   2785
+group norm and SiLU               369    805   1879    3758   6811
+residual and statistics           302    604    805    1611   3322
+attention, by whole scores       2450                         2450
+last norm, convolution, bytes                           405    405
+sum                              3222   1678   3490    7385  15774
+==============================  =====  =====  =====  ======  =====
 
 Plain layers move 23.5 GB, and 6.6 more where torch adds the biases of convolutions in passes of their own.
 What went: every bias, into the next pass that reads the tensor; statistics, into the residual add before
 them; the residual add behind a 1x1 shortcut, into the shortcut's product; interpolation, into the
-upsampler's kernel; the attention's output projection, into its values; scale, shift, type and layout of the
-latents, into one copy. Statistics that are left stand behind convolutions, whose epilogues are not ours.
+upsampler's kernel; the attention's output projection, into its values; the last convolution, into the norm
+before it and the bytes after it; scale, shift, type and layout of the latents, into one copy. Statistics that
+are left stand behind convolutions, whose epilogues are not ours. Attention moves more than a kernel that
+keeps scores on the chip would, and takes less time (see :func:`twinshot_kernels.wide_attention`).
 """
 
 import torch
