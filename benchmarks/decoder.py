@@ -2,12 +2,13 @@
 
 Needs a CUDA device and, beside torch, only the source roots: ``PYTHONPATH=kernels:engine``. Weights are
 random at the published size, which changes pictures and not times. The serving decoder is captured in a CUDA
-graph, as the engine does it, once for every way to upsample and to convolve last; plain diffusers, if it is
-installed, runs channels first and eagerly in the same process on the same latents, to pixels. ``error`` is
-the relative distance of the pixels from those of the plain decoder in fp32.
+graph, as the engine does it; plain diffusers, if it is installed, runs channels first and eagerly in the same
+process on the same latents, to pixels. ``error`` is the relative distance of the pixels from those of the
+plain decoder in fp32.
 
 Prints a table and, last, one JSON line; ``--profile`` adds the device time of every operation by its shapes
-and of every kernel, and ``--write`` keeps the rows in benchmarks/results/.
+and of every kernel, ``--sweep`` times the kernels behind their convolutions at other tile sizes, and
+``--write`` keeps the rows in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -24,21 +25,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from twinshot_engine.vae.fused import FusedDecoder
 from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_config import KLConfig
-from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
-from twinshot_engine.vae.upsampling import UPSAMPLERS
-from twinshot_kernels import attention
+from twinshot_kernels import (
+    attention,
+    group_norm_silu,
+    group_norm_silu_taps,
+    group_statistics,
+    quantize_taps,
+    residual_statistics,
+)
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 5
@@ -59,9 +65,9 @@ def main() -> None:
     rows = [facts | row for row in measure(decoder, latents, options)]
     print_table(rows)
     if options.profile:
-        for upsampling, last in product(options.upsampling, options.last):
-            print(f"Upsampling: {upsampling}, last convolution: {last}\n")
-            print_profile(FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last), latents)
+        print_profile(FusedDecoder(decoder, torch.bfloat16), latents)
+    if options.sweep:
+        sweep(options.samples)
     if options.write:
         write(rows)
     print(json.dumps({row["system"]: row["median_ms"] for row in rows} | {"gpu": facts["gpu"]}))
@@ -73,18 +79,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", default="1024x1024", help="width x height in pixels (default 1024x1024)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
     parser.add_argument("--samples", type=int, default=50, help="how many decodes count (default 50)")
-    parser.add_argument(
-        "--upsampling", nargs="+", choices=list(UPSAMPLERS), default=list(UPSAMPLERS), help="(default all)"
-    )
-    parser.add_argument(
-        "--last",
-        nargs="+",
-        choices=list(LAST_CONVOLUTIONS),
-        default=list(LAST_CONVOLUTIONS),
-        help="(default all)",
-    )
     parser.add_argument("--no-diffusers", action="store_true", help="leave plain diffusers out")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    parser.add_argument("--sweep", action="store_true", help="time kernels at other tile sizes")
     parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results/")
     return parser.parse_args()
 
@@ -100,41 +97,25 @@ def make(options: argparse.Namespace) -> tuple[KLDecoder, Tensor]:
 
 
 def measure(decoder: KLDecoder, latents: Tensor, options: argparse.Namespace) -> Iterator[Row]:
-    """A row for every way to upsample, then for diffusers, attention and a copy of the largest tensor."""
+    """A row for the serving decoder, diffusers, attention and a copy of the largest tensor."""
     pixels = exact(decoder, latents)
-    for upsampling, last in product(options.upsampling, options.last):
-        fused = FusedDecoder(decoder, torch.bfloat16, upsampling=upsampling, last=last)
-        replay = capture(partial(fused.decode_to_bytes, latents))
-        error = distance(fused(latents), pixels)
-        yield {"system": f"twinshot {upsampling} {last}", **times(replay, options.samples), "error": error}
+    fused = FusedDecoder(decoder, torch.bfloat16)
+    replay = capture(partial(fused.decode_to_bytes, latents))
+    error = distance(fused(latents), pixels)
+    yield {"system": "twinshot", **times(replay, options.samples), "error": error}
     plain = None if options.no_diffusers else stock(decoder)
     if plain is not None:
         error = distance(plain(latents), pixels)
         yield {"system": "diffusers", **times(partial(plain, latents), options.samples), "error": error}
-    yield from attention_rows(decoder.config, latents, options.samples)
+    batch, _, height, width = latents.shape
+    packed = torch.randn(batch, height * width, 3, 512, dtype=torch.bfloat16, device="cuda")
+    replay = capture(partial(attention, *packed.chunk(3, dim=2)))
+    yield {"system": "attention", **times(replay, options.samples)}
     batch, _, height, width = pixels.shape
     largest = torch.empty(batch, 128, height, width, dtype=torch.bfloat16, device="cuda")
     row = times(capture(partial(torch.empty_like(largest).copy_, largest)), options.samples)
     moved = 2 * largest.nbytes
     yield {"system": "copy 128 channels", **row, "tb_per_s": round(moved / row["median_ms"] / 1e9, 2)}
-
-
-def attention_rows(config: KLConfig, latents: Tensor, samples: int) -> Iterator[Row]:
-    """The mid block's attention alone, beside two products and a softmax between them."""
-    batch, _, height, width = latents.shape
-    shape = (batch, height * width, 3, config.block_out_channels[-1])
-    packed = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-    query, key, value = packed.chunk(3, dim=2)
-    yield {"system": "attention", **times(capture(partial(attention, query, key, value)), samples)}
-    operands = [part.squeeze(2) for part in (query, key, value)]
-    yield {"system": "attention as products", **times(capture(partial(products, *operands)), samples)}
-
-
-def products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention by whole score matrices in bf16: ``[B, N, D]``, three times."""
-    nothing = query.new_empty(1, 1, 1)
-    scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=query.shape[-1] ** -0.5)
-    return torch.softmax(scores, dim=-1) @ value
 
 
 def exact(decoder: KLDecoder, latents: Tensor) -> Tensor:
@@ -234,6 +215,110 @@ def print_profile(decoder: FusedDecoder, latents: Tensor) -> None:
         if event not in operations:
             print(f"{event.self_device_time_total / 1000:8.3f} {event.count:5}  {event.key[:100]}")
     print()
+
+
+class Setting(NamedTuple):
+    """How the kernels on images are cut; the first of :data:`SETTINGS` is theirs."""
+
+    stages: int
+    statistics_programs: int
+    norm_programs: int
+    elements: int
+    warps: int
+
+    def apply(self) -> None:
+        """Put the numbers where the kernels look for them."""
+        norm = {"MAX_PROGRAMS": self.norm_programs}
+        numbers = {
+            "_images": {
+                "STAGES": self.stages,
+                "ELEMENTS_PER_TILE": self.elements,
+                "NUM_WARPS": self.warps,
+            },
+            "group_statistics": {"MAX_PROGRAMS": self.statistics_programs},
+            "group_norm_silu": norm,
+            "group_norm_silu_taps": norm,
+        }
+        for name, values in numbers.items():
+            vars(importlib.import_module(f"twinshot_kernels.{name}")).update(values)
+
+
+SETTINGS = (
+    Setting(4, 256, 512, 4096, 8),
+    Setting(1, 256, 512, 4096, 8),
+    Setting(2, 256, 512, 4096, 8),
+    Setting(3, 256, 512, 4096, 8),
+    Setting(4, 128, 256, 4096, 8),
+    Setting(3, 512, 1024, 4096, 8),
+    Setting(4, 512, 1024, 2048, 4),
+    Setting(3, 256, 256, 8192, 16),
+    Setting(1, 512, 2048, 4096, 8),
+)
+LEVELS = ((512, 128), (512, 256), (256, 512), (128, 1024))
+
+
+def sweep(samples: int) -> None:
+    """Print what passes take behind a convolution, by channels and side of the image, in microseconds."""
+    print("us behind a convolution: statistics / residual and statistics / norm after statistics, by level;")
+    print("and the last norm, convolution and bytes at 128x1024\n")
+    print(f"{'':<24}", *(f"{f'{channels}x{side}':>17}" for channels, side in LEVELS), f"{'last':>9}")
+    for setting in SETTINGS:
+        setting.apply()
+        cells = ["/".join(f"{us:.0f}" for us in passes(*level, samples)) for level in LEVELS]
+        name = " ".join(f"{number}" for number in setting)
+        print(f"{name:<24}", *(f"{cell:>17}" for cell in cells), f"{last(*LEVELS[-1], samples):>9.0f}")
+    SETTINGS[0].apply()
+    print()
+
+
+def passes(channels: int, side: int, samples: int) -> tuple[float, float, float]:
+    """Time the passes between two convolutions, less the first convolution, in microseconds."""
+    x, residual = (image(channels, side) for _ in range(2))
+    kernel = image(channels, 3, channels) / (3 * channels**0.5)
+    vector = torch.rand(channels, device="cuda")
+
+    def convolution() -> Tensor:
+        return functional.conv2d(x, kernel, padding=1)
+
+    def alone() -> Tensor:
+        return group_statistics(convolution(), 32, 1e-6, vector)
+
+    def added() -> Tensor:
+        return residual_statistics(residual, convolution(), 32, 1e-6, vector)[0]
+
+    def normed() -> Tensor:
+        return group_norm_silu(convolution(), vector, vector, 32, 1e-6, channel_bias=vector)
+
+    first, two, sums, three = (microseconds(call, samples) for call in (convolution, alone, added, normed))
+    return two - first, sums - first, three - two
+
+
+def last(channels: int, side: int, samples: int) -> float:
+    """Time the decoder's last layers behind a residual, less that, in microseconds."""
+    x, y = (image(channels, side) for _ in range(2))
+    vector, bias = torch.rand(channels, device="cuda"), torch.rand(3, device="cuda")
+    taps = torch.randn(channels, 32, device="cuda", dtype=torch.bfloat16)
+
+    def added() -> Tensor:
+        return residual_statistics(x, y, 32, 1e-6)[0]
+
+    def finished() -> Tensor:
+        out, known = residual_statistics(x, y, 32, 1e-6)
+        products = group_norm_silu_taps(out, vector, vector, taps, 32, 1e-6, statistics=known)
+        return quantize_taps(products, bias)
+
+    return microseconds(finished, samples) - microseconds(added, samples)
+
+
+def image(channels: int, side: int, batch: int = 1) -> Tensor:
+    """Noise, channels last."""
+    noise = torch.randn(batch, channels, side, side, device="cuda", dtype=torch.bfloat16)
+    return noise.contiguous(memory_format=torch.channels_last)
+
+
+def microseconds(call: Callable[[], Tensor], samples: int) -> float:
+    """Median time of a call's replay."""
+    return 1000 * float(times(capture(call), samples)["median_ms"])
 
 
 def flops(operation: str, shapes: Sequence[Sequence[int]]) -> int:

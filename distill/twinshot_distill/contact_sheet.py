@@ -47,12 +47,14 @@ def main(
     count: Annotated[int, typer.Option(help="Pictures a sheet.")] = 48,
 ) -> None:
     """Draw contact sheets of held-out prompts."""
-    engine = Engine.load(EngineConfig(checkpoint, max_batch=12))
+    counts = steps or [1, 2, 4, 30]
+    engine = Engine.load(EngineConfig(checkpoint, max_batch=12, steps=tuple(counts)))
+    engine.warm()
     per_task = [trials(task, "unseen", -(-count // len(TASKS))) for task in TASKS]
     asked = [trial for group in zip(*per_task, strict=True) for trial in group][:count]
     captions = [plain_caption(trial.scene) for trial in asked]
     out.mkdir(parents=True, exist_ok=True)
-    for number in steps or [1, 2, 4, 30]:
+    for number in counts:
         pictures = np.concatenate(list(draw(engine, asked, number)))
         compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=82, method=6)
 

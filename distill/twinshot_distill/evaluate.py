@@ -108,6 +108,7 @@ def evaluate(
         "steps": steps,
         "combinations": split,
         "precision": engine.info.precision,
+        "text_precision": engine.info.text_precision,
         "device": engine.info.device,
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"torch": engine.info.torch_version},
@@ -144,18 +145,23 @@ def main(
     count: Annotated[int, typer.Option(help="Pictures a task.")] = 200,
     batch: Annotated[int, typer.Option(help="Pictures at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp8.")] = "fp32",
+    text_fp8: Annotated[bool, typer.Option("--text-fp8", help="The text encoder in fp8 too.")] = False,
     method: Annotated[str, typer.Option(help="Name of the training method in the rows.")] = "twinflow",
     out: Annotated[Path | None, typer.Option(help="JSON file for the rows.")] = None,
 ) -> None:
     """Score CHECKPOINT with the frozen verifier."""
-    engine = Engine.load(EngineConfig(checkpoint, device, precision, max_batch=batch))
+    counts = steps or [1]
+    engine = Engine.load(
+        EngineConfig(checkpoint, device, precision, text_fp8, max_batch=batch, steps=tuple(counts))
+    )
+    engine.warm()
     verifier = Verifier.load().to(engine.info.device)
     rows: list[dict[str, Any]] = []
     for split in combinations or ["unseen"]:
         if split not in ("seen", "unseen"):
             raise typer.BadParameter(f"{split!r} is not 'seen' or 'unseen'", param_hint="--combinations")
-        for number in steps or [1]:
+        for number in counts:
             rows += evaluate(
                 engine, verifier, method=method, steps=number, split=cast("Split", split), count=count
             )

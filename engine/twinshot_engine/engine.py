@@ -96,7 +96,17 @@ class Engine:
         with torch.inference_mode():
             for name, done in self._stages.prepare(advertised):
                 report(name, done)
+        self._rehearse()
         report("ready", 1.0)
+
+    def _rehearse(self) -> None:
+        """Draw once at every size: what is left to a first request, such as buffers, is done here."""
+        steps = max(self.info.steps)
+        for width, height in self._model.card.sizes.listed:
+            self.generate([GenerateRequest("warm up", seed=0, width=width, height=height, steps=steps)])
+            if self._model.placement.backend == "eager":
+                break  # nothing is kept for a size there
+        self._cache.clear()
 
     def validate(self, request: GenerateRequest) -> None:
         """Check everything that a request's author decides.

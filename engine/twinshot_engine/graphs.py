@@ -40,6 +40,8 @@ class CapturedStage:
             for _ in range(_WARM_RUNS):
                 function(*inputs)
         torch.cuda.current_stream(device).wait_stream(side)
+        # What the warm runs used would stay beside the pool's own memory.
+        torch.cuda.empty_cache()
         with torch.cuda.graph(self._graph, pool=pool):
             self._output = function(*inputs)
 

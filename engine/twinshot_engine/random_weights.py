@@ -129,7 +129,7 @@ def find_random(reference: str) -> RandomCheckpoint:
     name = reference.removeprefix(PREFIX)
     if name not in PUBLISHED:
         raise CheckpointError(
-            f"There is no {reference!r}: {', '.join(PREFIX + key for key in PUBLISHED)} is."
+            f"There is no {reference!r}, but {', '.join(PREFIX + key for key in PUBLISHED)}."
         )
     return RandomCheckpoint(BUILTIN_FOLDER, reference, configs=PUBLISHED[name])
 

@@ -29,10 +29,19 @@ _FLOATING = frozenset(("F64", "F32", "F16", "BF16"))
 
 
 class Slot(NamedTuple):
-    """Where a stored tensor goes: a parameter of the module, or ``rows`` of one."""
+    """Where a stored tensor goes: a parameter of the module, or some rows and columns of one.
+
+    Where no slot covers a parameter it is zero.
+    """
 
     parameter: str
     rows: slice | None = None
+    columns: slice | None = None
+
+    def place(self, parameter: Tensor) -> Tensor:
+        """View the part of the parameter that the stored tensor fills."""
+        part = parameter if self.rows is None else parameter[self.rows]
+        return part if self.columns is None else part[:, self.columns]
 
 
 class Header(NamedTuple):
@@ -70,7 +79,7 @@ class StoredPart:
             raise CheckpointError(f"'{self.folder}' has unknown parameters: {_list(unknown)}.")
         parameters = dict(module.named_parameters())
         for name, slot in slots.items():
-            self._check_tensor(name, _shape(parameters[slot.parameter], slot.rows))
+            self._check_tensor(name, tuple(slot.place(parameters[slot.parameter]).shape))
 
     def fill(
         self,
@@ -92,12 +101,12 @@ class StoredPart:
         """
         module.to_empty(device=device)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        _clear_gaps(parameters, buffers, slots.values())
         total = sum(_numel(self.headers[name].shape) for name in slots) or 1
         done = 0
         for name, tensor in self.read(slots, device):
             slot = slots[name]
-            scale = buffers.get(f"{slot.parameter.removesuffix('.weight')}.weight_scale")
-            _store(parameters[slot.parameter].data, scale, slot.rows, tensor)
+            _store(parameters[slot.parameter].data, buffers.get(_scale_name(slot.parameter)), slot, tensor)
             done += tensor.numel()
             report(done / total)
         module.requires_grad_(requires_grad=False)
@@ -159,35 +168,46 @@ def same_names(module: nn.Module) -> dict[str, Slot]:
     return {name: Slot(name) for name, _ in module.named_parameters()}
 
 
-def pack(slots: dict[str, Slot], parameter: str, parts: Iterable[tuple[str, int]]) -> None:
+def pack(slots: dict[str, Slot], parameter: str, parts: Iterable[tuple[str, int]], pitch: int = 1) -> None:
     """Replace the slot of a packed parameter by slots of the parts it is stored as.
 
     Args:
         slots: changed in place.
         parameter: the packed parameter.
         parts: stored name and row count of each part, in the order they are packed.
+        pitch: parts begin at multiples of this many rows.
     """
     del slots[parameter]
     start = 0
     for name, rows in parts:
         slots[name] = Slot(parameter, slice(start, start + rows))
-        start += rows
+        start += rows + -rows % pitch
 
 
-def _store(target: Tensor, scale: Tensor | None, rows: slice | None, tensor: Tensor) -> None:
-    rows = rows or slice(None)
+def _clear_gaps(
+    parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], slots: Iterable[Slot]
+) -> None:
+    """Zero every parameter that the slots do not cover, and its scales."""
+    left = {name: parameter.numel() for name, parameter in parameters.items()}
+    for slot in slots:
+        left[slot.parameter] -= slot.place(parameters[slot.parameter]).numel()
+    for name in (name for name, elements in left.items() if elements):
+        parameters[name].data.zero_()
+        if (scale := buffers.get(_scale_name(name))) is not None:
+            scale.zero_()
+
+
+def _scale_name(parameter: str) -> str:
+    return f"{parameter.removesuffix('.weight')}.weight_scale"
+
+
+def _store(parameter: Tensor, scale: Tensor | None, slot: Slot, tensor: Tensor) -> None:
     if scale is None:
-        target[rows].copy_(tensor)
+        slot.place(parameter).copy_(tensor)
         return
     values, row_scale = quantize_rows(tensor)
-    target[rows].copy_(values)
-    scale[rows].copy_(row_scale.squeeze(-1))
-
-
-def _shape(parameter: Tensor, rows: slice | None) -> tuple[int, ...]:
-    if rows is None:
-        return tuple(parameter.shape)
-    return (rows.stop - rows.start, *parameter.shape[1:])
+    slot.place(parameter).copy_(values)
+    scale[slot.rows or slice(None)].copy_(row_scale.squeeze(-1))
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -12,6 +12,7 @@ from twinshot_kernels.gated_residual_norm import (
     gated_residual_norm_reference,
 )
 from twinshot_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
+from twinshot_kernels.group_norm_silu_taps import group_norm_silu_taps, group_norm_silu_taps_reference
 from twinshot_kernels.group_statistics import (
     group_statistics,
     group_statistics_reference,
@@ -21,6 +22,7 @@ from twinshot_kernels.group_statistics import (
 from twinshot_kernels.qk_norm_rotary import qk_norm_rotary, qk_norm_rotary_reference
 from twinshot_kernels.quantize_pixels import quantize_pixels, quantize_pixels_reference
 from twinshot_kernels.quantize_rows import quantize_rows, quantize_rows_reference
+from twinshot_kernels.quantize_taps import quantize_taps, quantize_taps_reference, sum_taps
 from twinshot_kernels.residual_norm import (
     residual_norm,
     residual_norm_fp8,
@@ -48,6 +50,8 @@ __all__ = [
     "gated_residual_norm_reference",
     "group_norm_silu",
     "group_norm_silu_reference",
+    "group_norm_silu_taps",
+    "group_norm_silu_taps_reference",
     "group_statistics",
     "group_statistics_reference",
     "qk_norm_rotary",
@@ -56,6 +60,8 @@ __all__ = [
     "quantize_pixels_reference",
     "quantize_rows",
     "quantize_rows_reference",
+    "quantize_taps",
+    "quantize_taps_reference",
     "residual_norm",
     "residual_norm_fp8",
     "residual_norm_fp8_reference",
@@ -70,6 +76,7 @@ __all__ = [
     "rotary_reference",
     "scaled_linear",
     "scaled_linear_reference",
+    "sum_taps",
     "swiglu",
     "swiglu_fp8",
     "swiglu_fp8_reference",

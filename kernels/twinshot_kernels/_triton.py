@@ -12,14 +12,13 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
-    from triton.tools.tensor_descriptor import TensorDescriptor
 
     HAS_TRITON = True
 except ImportError:
-    triton = tl = TensorDescriptor = None
+    triton = tl = None
     HAS_TRITON = False
 
-__all__ = ["HAS_TRITON", "TensorDescriptor", "jit", "tl", "triton"]
+__all__ = ["HAS_TRITON", "jit", "tl", "triton"]
 
 
 def jit(kernel: Callable[..., Any]) -> Any:

@@ -7,7 +7,7 @@ The one place where an attention kernel is chosen. Every row of a batch attends 
 |---|---|
 | ``fa3`` | Hopper, 16 bit, 64 <= D <= 256, the package ``fa3-fwd`` installed, no gradient |
 | ``cudnn`` | Hopper, other D <= 256: torch's SDPA with cuDNN first |
-| ``wide`` | Hopper, 16 bit, one head of 320 to 512, Triton installed, no gradient: our own kernel |
+| ``wide`` | Hopper, 16 bit, one head of 320 to 512, Triton installed, no gradient: two products in fp16 |
 | ``sdpa`` | everything else: torch's SDPA with its own order |
 
 The environment variable ``TWINSHOT_ATTENTION`` (``fa3``, ``cudnn`` or ``sdpa``) overrides the first two;

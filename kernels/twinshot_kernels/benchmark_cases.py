@@ -22,6 +22,7 @@ EPS = 1e-6
 TOKENS, WIDTH, HIDDEN, HEADS, HEAD_DIM = 4224, 3840, 10240, 30, 128
 TEXT_TOKENS, TEXT_WIDTH, TEXT_HIDDEN, TEXT_HEADS, TEXT_KV_HEADS = 128, 2560, 9728, 32, 8
 IMAGES, GROUPS = ((128, 1024), (256, 512), (512, 256), (512, 128)), 32
+PRODUCTS = 32
 WIDE_TOKENS, WIDE_HEAD_DIMS = 16384, (512, 384)
 
 Arguments = tuple[Any, ...]
@@ -56,6 +57,8 @@ def cases() -> Iterator[Case]:
     yield from _activations(TEXT_TOKENS, TEXT_HIDDEN)
     for channels, side in IMAGES:
         yield from _images(channels, side)
+    yield _taps(*IMAGES[0])
+    yield _sums(IMAGES[0][1])
     yield _pixels(IMAGES[0][1])
     yield _attention()
     yield from (_wide_attention(width) for width in WIDE_HEAD_DIMS)
@@ -144,6 +147,27 @@ def _group_norm(x: Tensor, groups: int, eps: float, vector: Tensor) -> Tensor:
 def _plain_group_norm(x: Tensor, groups: int, eps: float, vector: Tensor) -> Tensor:
     vector = vector.to(x.dtype)
     return functional.silu(functional.group_norm(x + vector[:, None, None], groups, vector, vector, eps))
+
+
+def _taps(channels: int, side: int) -> Case:
+    def make() -> Arguments:
+        x = _randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+        taps = _randn(channels, PRODUCTS) / channels**0.5
+        return x, _vector(channels), _vector(channels), taps, GROUPS, EPS
+
+    # Two passes over the image, as for the norm alone; the taps, once; 16 bit for each product.
+    moved = (4 * channels + 2 * PRODUCTS) * side * side + 2 * channels * PRODUCTS
+    shape = f"{channels}x{side}x{side}x{PRODUCTS}"
+    plain = ops.group_norm_silu_taps_reference
+    return Case("group_norm_silu_taps", shape, moved, make, ops.group_norm_silu_taps, plain)
+
+
+def _sums(side: int) -> Case:
+    def make() -> Arguments:
+        return _randn(1, side, side, PRODUCTS).half(), _vector(3)
+
+    moved, shape = (2 * PRODUCTS + 3) * side * side, f"{side}x{side}x{PRODUCTS}"
+    return Case("quantize_taps", shape, moved, make, ops.quantize_taps, ops.quantize_taps_reference)
 
 
 def _pixels(side: int) -> Case:

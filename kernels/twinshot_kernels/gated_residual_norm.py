@@ -49,7 +49,7 @@ def gated_residual_norm_fp8_reference(
 
 
 @jit
-def _kernel(
+def _gated_residual_norm_kernel(
     x: tl.tensor,
     y: tl.tensor,
     gain: tl.tensor,
@@ -85,7 +85,7 @@ def _run(
     stream, branch, total = as_rows(x), as_rows(y), empty_rows(x)
     (gains, gain_step), (scales, scale_step) = as_vector(gain), as_vector(scale)
     count, width = stream.shape
-    _kernel[(count,)](
+    _gated_residual_norm_kernel[(count,)](
         stream,
         branch,
         gains,

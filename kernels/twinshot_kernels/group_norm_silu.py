@@ -20,7 +20,8 @@ from twinshot_kernels._images import ImageTiles
 from twinshot_kernels._triton import jit, tl
 from twinshot_kernels.group_statistics import check_groups, group_statistics_reference, launch_statistics
 
-MAX_CHUNKS = 2048
+# Four to each of an H100's processors, all at work at once.
+MAX_PROGRAMS = 512
 
 
 def group_norm_silu_reference(
@@ -45,7 +46,35 @@ def group_norm_silu_reference(
 
 
 @jit
-def _kernel(
+def channel_lines(
+    weight: tl.tensor,
+    bias: tl.tensor,
+    channel_bias: tl.tensor | None,
+    statistics: tl.tensor,
+    image: tl.tensor,
+    channel: tl.tensor,
+    channels: int,
+    groups: int,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Load what makes a norm of each channel: ``(x - centre) * slope + shift``; 0 behind the last."""
+    known = channel < channels
+    source = statistics + (image * groups + channel // (channels // groups)) * 2
+    centre = tl.load(source, mask=known, other=0.0)
+    slope = tl.load(source + 1, mask=known, other=0.0) * tl.load(weight + channel, mask=known, other=0.0)
+    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    if channel_bias is not None:
+        centre -= tl.load(channel_bias + channel, mask=known, other=0.0)
+    return centre, slope, shift
+
+
+@jit
+def silu(x: tl.tensor) -> tl.tensor:
+    """Compute ``x / (1 + exp(-x))``."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@jit
+def _group_norm_silu_kernel(
     x: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
@@ -59,27 +88,24 @@ def _kernel(
     TILES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     image = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * (TILES * ROWS)
-    start = (image * pixels + first) * channels
+    start = image * pixels * channels
     channel = tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, ROWS)[:, None]
-    known = channel < channels
-    source = statistics + (image * groups + channel // (channels // groups)) * 2
-    centre = tl.load(source, mask=known, other=0.0)
-    slope = tl.load(source + 1, mask=known, other=0.0) * tl.load(weight + channel, mask=known, other=0.0)
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    if channel_bias is not None:
-        centre -= tl.load(channel_bias + channel, mask=known, other=0.0)
-    for tile in range(TILES):
-        pixel = tile * ROWS + row
-        inside = (first + pixel < pixels) & known
-        place = start + pixel * channels + channel
+    centre, slope, shift = channel_lines(
+        weight, bias, channel_bias, statistics, image, channel, channels, groups
+    )
+    for step in tl.range(0, TILES, num_stages=STAGES):
+        first = (step * tl.num_programs(0) + tl.program_id(0)) * ROWS
+        inside = (first + row < pixels) & (channel < channels)
+        place = start + first.to(tl.int64) * channels + (row * channels + channel)
         y = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - centre) * slope + shift
         if SILU:
-            y = y / (1.0 + tl.exp(-y))
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+            y = silu(y)
+        # Results leave the cache before what is left to read does.
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
 
 def _launch(
@@ -95,9 +121,10 @@ def _launch(
     x = x.contiguous(memory_format=torch.channels_last)
     if statistics is None:
         statistics = launch_statistics(x, groups, eps, channel_bias)
-    out, tiles = torch.empty_like(x), ImageTiles.of(x, MAX_CHUNKS)
+    out = torch.empty_like(x)
+    programs, constants = ImageTiles.of(x, MAX_PROGRAMS)
     batch, channels, height, width = x.shape
-    _kernel[(tiles.chunks, batch)](
+    _group_norm_silu_kernel[(programs, batch)](
         x,
         weight.contiguous(),
         bias.contiguous(),
@@ -108,12 +135,25 @@ def _launch(
         channels,
         groups,
         SILU=silu,
-        **tiles.constants,
+        **constants,
     )
     return out
 
 
 _group_norm_silu = register("group_norm_silu", group_norm_silu_reference, _launch)
+
+
+def check_statistics(x: Tensor, groups: int, statistics: Tensor | None) -> None:
+    """Refuse a group count that does not divide the channels of ``x``, and statistics of another shape.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    check_groups(x, groups)
+    if statistics is not None and statistics.shape != (x.shape[0], groups, 2):
+        raise ValueError(
+            f"statistics have shape {tuple(statistics.shape)}; accepted: {(x.shape[0], groups, 2)}."
+        )
 
 
 def group_norm_silu(
@@ -147,11 +187,7 @@ def group_norm_silu(
 
     Source: Wu and He, arXiv 1803.08494.
     """
-    check_groups(x, groups)
-    if statistics is not None and statistics.shape != (x.shape[0], groups, 2):
-        raise ValueError(
-            f"statistics have shape {tuple(statistics.shape)}; accepted: {(x.shape[0], groups, 2)}."
-        )
+    check_statistics(x, groups, statistics)
     if needs_gradient(x, weight, bias, channel_bias, statistics):
         return group_norm_silu_reference(x, weight, bias, groups, eps, channel_bias, statistics, silu)
     result: Tensor = _group_norm_silu(x, weight, bias, groups, eps, channel_bias, statistics, silu)

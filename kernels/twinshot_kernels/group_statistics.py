@@ -18,8 +18,8 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._images import ImageTiles
 from twinshot_kernels._triton import jit, tl, triton
 
-# Partial results an image: few enough for one program to combine, enough to fill the GPU once.
-MAX_CHUNKS = 512
+# Two to each of an H100's processors, all at work at once; their partial results are few to combine.
+MAX_PROGRAMS = 256
 
 
 def group_statistics_reference(
@@ -45,6 +45,13 @@ def residual_statistics_reference(
 
 
 @jit
+def _share(program: tl.tensor, programs: int, pixels: int, tiles: int, rows: int) -> tl.tensor:
+    """Count a program's pixels: every tile but the last is whole."""
+    last = pixels - ((tiles - 1) * programs + program) * rows
+    return (tiles - 1) * rows + tl.minimum(tl.maximum(last, 0), rows)
+
+
+@jit
 def _moments_kernel(
     x: tl.tensor,
     y: tl.tensor | None,
@@ -56,37 +63,38 @@ def _moments_kernel(
     TILES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
-    """Store each channel's mean and sum of squared differences over one chunk of an image."""
-    chunk, image = tl.program_id(0), tl.program_id(1)
-    first = chunk * (TILES * ROWS)
-    start = (image.to(tl.int64) * pixels + first) * channels
+    """Store each channel's mean and sum of squared differences over one program's share of an image."""
+    program, programs, image = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    start = image.to(tl.int64) * pixels * channels
     channel = tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, ROWS)[:, None]
     bias = tl.zeros((1, BLOCK), tl.float32)
     if channel_bias is not None:
         bias = tl.load(channel_bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    origin = tl.load(x + start + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    # Measured from a value of the share itself, squares do not cancel however far the mean is from zero.
+    sample = start + program * ROWS * channels + channel
+    origin = tl.load(x + sample, mask=channel < channels, other=0.0).to(tl.float32)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(TILES):
-        pixel = tile * ROWS + row
-        inside = (first + pixel < pixels) & (channel < channels)
-        place = start + pixel * channels + channel
+    for step in tl.range(0, TILES, num_stages=STAGES):
+        first = ((TILES - 1 - step) * programs + program) * ROWS
+        inside = (first + row < pixels) & (channel < channels)
+        place = start + first.to(tl.int64) * channels + (row * channels + channel)
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         if y is not None:
             value += tl.load(y + place, mask=inside, other=0.0).to(tl.float32) + bias
             rounded = value.to(x.dtype.element_ty)
             tl.store(out + place, rounded, mask=inside)
             value = rounded.to(tl.float32)
-        # Measured from a value of the chunk itself, squares do not cancel however far the mean is from zero.
         value = tl.where(inside, value - origin, 0.0)
         sums += value
         squares += value * value
-    count = tl.minimum(pixels - first, TILES * ROWS)
+    count = _share(program, programs, pixels, TILES, ROWS)
     mean = tl.sum(sums, axis=0, keep_dims=True) / count
     spread = tl.sum(squares, axis=0, keep_dims=True) - count * mean * mean
-    target = moments + (image * tl.num_programs(0) + chunk) * (2 * channels) + channel
+    target = moments + (image * programs + program) * (2 * channels) + channel
     tl.store(target, origin + mean, mask=channel < channels)
     tl.store(target + channels, tl.maximum(spread, 0.0), mask=channel < channels)
 
@@ -96,26 +104,27 @@ def _combine_kernel(
     moments: tl.tensor,
     channel_bias: tl.tensor | None,
     statistics: tl.tensor,
-    chunks: int,
-    chunk_pixels: int,
+    programs: int,
+    tiles: int,
+    rows: int,
     pixels: int,
     channels: int,
     members: int,
     eps: float,
-    CHUNKS: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     MEMBERS: tl.constexpr,
 ) -> None:
-    """Combine the chunks and channels of one group: Chan's formula, over all parts at once."""
+    """Combine the shares and channels of one group: Chan's formula, over all parts at once."""
     group, image = tl.program_id(0), tl.program_id(1)
-    chunk, member = tl.arange(0, CHUNKS)[:, None], tl.arange(0, MEMBERS)[None, :]
-    inside = (chunk < chunks) & (member < members)
+    program, member = tl.arange(0, PROGRAMS)[:, None], tl.arange(0, MEMBERS)[None, :]
+    inside = (program < programs) & (member < members)
     channel = group * members + member
-    source = moments + (image * chunks + chunk) * (2 * channels) + channel
+    source = moments + (image * programs + program) * (2 * channels) + channel
     mean = tl.load(source, mask=inside, other=0.0)
     spread = tl.load(source + channels, mask=inside, other=0.0)
     if channel_bias is not None:
         mean += tl.load(channel_bias + channel, mask=member < members, other=0.0).to(tl.float32)
-    count = tl.where(inside, tl.minimum(pixels - chunk * chunk_pixels, chunk_pixels), 0).to(tl.float32)
+    count = tl.where(inside, _share(program, programs, pixels, tiles, rows), 0).to(tl.float32)
     size = tl.sum(count)
     # Sums of means far from zero round; so the mean is taken in two steps, the second of small numbers.
     centre = tl.sum(mean * (count / size))
@@ -130,26 +139,27 @@ def _combine_kernel(
 def _run(
     x: Tensor, y: Tensor | None, groups: int, eps: float, channel_bias: Tensor | None, out: Tensor | None
 ) -> Tensor:
-    tiles = ImageTiles.of(x, MAX_CHUNKS)
+    programs, constants = ImageTiles.of(x, MAX_PROGRAMS)
     batch, channels, height, width = x.shape
     pixels, members = height * width, channels // groups
     bias = None if channel_bias is None else channel_bias.contiguous()
-    moments = torch.empty((batch, tiles.chunks, 2, channels), dtype=torch.float32, device=x.device)
+    moments = torch.empty((batch, programs, 2, channels), dtype=torch.float32, device=x.device)
     statistics = torch.empty((batch, groups, 2), dtype=torch.float32, device=x.device)
-    _moments_kernel[(tiles.chunks, batch)](
-        x, y, None if y is None else bias, out, moments, pixels, channels, **tiles.constants
+    _moments_kernel[(programs, batch)](
+        x, y, None if y is None else bias, out, moments, pixels, channels, **constants
     )
     _combine_kernel[(groups, batch)](
         moments,
         bias if y is None else None,
         statistics,
-        tiles.chunks,
-        tiles.chunk_pixels,
+        programs,
+        constants["TILES"],
+        constants["ROWS"],
         pixels,
         channels,
         members,
         eps,
-        CHUNKS=triton.next_power_of_2(tiles.chunks),
+        PROGRAMS=triton.next_power_of_2(programs),
         MEMBERS=triton.next_power_of_2(members),
         num_warps=8,
     )

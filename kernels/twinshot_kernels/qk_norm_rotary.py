@@ -112,7 +112,7 @@ def _store_pairs(
 
 
 @jit
-def _kernel(
+def _qk_norm_rotary_kernel(
     qkv: tl.tensor,
     q_scale: tl.tensor | None,
     k_scale: tl.tensor | None,
@@ -162,7 +162,7 @@ def _launch(
     batch, tokens, width = qkv.shape
     half = cos.shape[1]
     turned = heads + kv_heads
-    _kernel[(batch * tokens, triton.cdiv(turned, HEADS_PER_PROGRAM))](
+    _qk_norm_rotary_kernel[(batch * tokens, triton.cdiv(turned, HEADS_PER_PROGRAM))](
         qkv,
         None if q_scale is None else q_scale.contiguous(),
         None if k_scale is None else k_scale.contiguous(),

@@ -30,7 +30,19 @@ def quantize_pixels_reference(
 
 
 @jit
-def _kernel(
+def to_level(value: tl.tensor) -> tl.tensor:
+    """Turn pixels in [-1, 1] into bytes; wants ``enable_fp_fusion=False``.
+
+    Fusing the product into the rounding sum would round it once too few.
+    """
+    level = tl.minimum(tl.maximum(value * 0.5 + 0.5, 0.0), 1.0) * 255.0
+    # Beside 2^23 a float has no fraction bits left: the sum rounds to even.
+    level = (level + 8388608.0) - 8388608.0
+    return level.to(tl.uint8)
+
+
+@jit
+def _quantize_pixels_kernel(
     pixels: tl.tensor,
     channel_bias: tl.tensor | None,
     out: tl.tensor,
@@ -52,17 +64,13 @@ def _kernel(
     value = tl.load(pixels + source, mask=inside, other=0.0).to(tl.float32)
     if channel_bias is not None:
         value += tl.load(channel_bias + channel).to(tl.float32)
-    level = tl.minimum(tl.maximum(value * 0.5 + 0.5, 0.0), 1.0) * 255.0
-    # Beside 2^23 a float has no fraction bits left: the sum rounds to even.
-    level = (level + 8388608.0) - 8388608.0
-    tl.store(out + image * height * width * channels + place, level.to(tl.uint8), mask=inside)
+    tl.store(out + image * height * width * channels + place, to_level(value), mask=inside)
 
 
 def _launch(pixels: Tensor, channels: int, channel_bias: Tensor | None) -> Tensor:
     batch, kept, height, width = pixels[:, :channels].shape
     out = torch.empty((batch, height, width, kept), dtype=torch.uint8, device=pixels.device)
-    # Fusing the product into the rounding sum would round it once too few.
-    _kernel[(triton.cdiv(out[0].numel(), BLOCK), batch)](
+    _quantize_pixels_kernel[(triton.cdiv(out[0].numel(), BLOCK), batch)](
         pixels,
         None if channel_bias is None else channel_bias.contiguous(),
         out,

@@ -30,7 +30,7 @@ def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @jit
-def _kernel(
+def _quantize_rows_kernel(
     x: tl.tensor, out: tl.tensor, row_scale: tl.tensor, stride: int, width: int, BLOCK: tl.constexpr
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -41,7 +41,7 @@ def _kernel(
 def _launch(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, (out, row_scale) = as_rows(x), empty_fp8(x)
     count, width = rows.shape
-    _kernel[(count,)](rows, out, row_scale, rows.stride(0), width, **row_tile(width))
+    _quantize_rows_kernel[(count,)](rows, out, row_scale, rows.stride(0), width, **row_tile(width))
     return out, row_scale
 
 

@@ -45,7 +45,7 @@ def residual_norm_fp8_reference(
 
 
 @jit
-def _kernel(
+def _residual_norm_kernel(
     x: tl.tensor,
     y: tl.tensor,
     scale: tl.tensor,
@@ -74,7 +74,7 @@ def _run(x: Tensor, y: Tensor, scale: Tensor, eps: float, out: Tensor, row_scale
     stream, branch, total = as_rows(x), as_rows(y), empty_rows(x)
     vector, step = as_vector(scale)
     count, width = stream.shape
-    _kernel[(count,)](
+    _residual_norm_kernel[(count,)](
         stream,
         branch,
         vector,

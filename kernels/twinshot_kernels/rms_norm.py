@@ -47,7 +47,7 @@ def rms_norm_fp8_reference(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor
 
 
 @jit
-def _kernel(
+def _rms_norm_kernel(
     x: tl.tensor,
     scale: tl.tensor,
     out: tl.tensor,
@@ -69,7 +69,7 @@ def _kernel(
 def _run(x: Tensor, scale: Tensor, eps: float, out: Tensor, row_scale: Tensor | None) -> None:
     rows, (vector, step) = as_rows(x), as_vector(scale)
     count, width = rows.shape
-    _kernel[(count,)](
+    _rms_norm_kernel[(count,)](
         rows, vector, out, row_scale, rows.stride(0), step, rows_per_image(x), width, eps, **row_tile(width)
     )
 

@@ -43,7 +43,7 @@ def swiglu_fp8_reference(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @jit
-def _kernel(
+def _swiglu_kernel(
     gate: tl.tensor,
     up: tl.tensor,
     out: tl.tensor,
@@ -65,7 +65,9 @@ def _run(gate: Tensor, up: Tensor, out: Tensor, row_scale: Tensor | None, tile: 
     opening, passing = as_rows(gate), as_rows(up)
     count, width = opening.shape
     grid = (count, triton.cdiv(width, tile["BLOCK"]))
-    _kernel[grid](opening, passing, out, row_scale, opening.stride(0), passing.stride(0), width, **tile)
+    _swiglu_kernel[grid](
+        opening, passing, out, row_scale, opening.stride(0), passing.stride(0), width, **tile
+    )
 
 
 def _launch(gate: Tensor, up: Tensor) -> Tensor:

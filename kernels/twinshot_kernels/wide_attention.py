@@ -1,11 +1,14 @@
 """Attention of one wide head (the middle block of an image decoder): ``softmax(q k^T / sqrt(D)) v``.
 
-Flash kernels stop at D = 256; here D is 384 or 512 and N is 16384 at 1024x1024, so that a score matrix
-would take 537 MB in bf16. This one keeps scores on the chip, with the running maximum and sum of Dao et
-al. (arXiv 2205.14135). A row of 512 fp32 results does not fit the registers beside its scores, so a program
-makes ``VALUES`` columns of the result and programs side by side repeat the scores; widths between powers of
-two are filled up with zeros by the copy engine. The function needs ``4 N^2 D`` operations (0.55 TFLOP at
-D = 512); two parts do half as many again.
+Flash kernels stop at D = 256; here D is 384 or 512. At 1024x1024 N is 16384: ``4 N^2 D`` operations
+(0.55 TFLOP at D = 512) are 0.7 ms of an H100's matrix units, beside which a pass over 0.5 GB of scores is
+small. A flash kernel of ours took 2.28 ms there: a row of 512 fp32 results does not fit the registers beside
+its scores, so it multiplied half as much again, and far from the units' peak. Two cuBLAS products with
+torch's softmax between them took 1.3 ms in bf16. This is that in fp16: scores of 11 bits are off by less than
+the rounding of bf16 queries and keys moves them, scores of 8 bits by more. Sums are fp32.
+
+Beside the products, scores must be read once and weights written once. As many queries are taken at a time
+as keep the scores within ``SCORE_BYTES``.
 
 Measured: see benchmarks/results (kernels).
 """
@@ -13,34 +16,22 @@ Measured: see benchmarks/results (kernels).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from twinshot_kernels._dispatch import needs_gradient, register
-from twinshot_kernels._triton import TensorDescriptor, jit, tl, triton
+from twinshot_kernels._triton import jit, tl, triton
 
 WIDE_HEAD_DIMS = range(320, 513, 64)
-
-
-class Tile(NamedTuple):
-    """What a program holds: rows of queries, rows of keys at a time, columns of the result."""
-
-    queries: int
-    keys: int
-    values: int
-    num_warps: int
-    num_stages: int
-
-
-# The first is used; all are what a sweep should try.
-TILES = (
-    Tile(128, 32, 256, num_warps=8, num_stages=2),
-    Tile(128, 64, 256, num_warps=8, num_stages=1),
-    Tile(64, 32, 256, num_warps=4, num_stages=3),
-    Tile(64, 32, 512, num_warps=8, num_stages=2),
-)
+SCORE_BYTES = 512 * 2**20
+# Keys that a program holds at a time; a row of 1024x1024 pixels' latents is one such piece.
+MAX_BLOCK = 16384
+ELEMENTS_PER_WARP = 2048
+# Rows of scores start where 16 bytes do, as the copy engine of the matrix units asks.
+ROW_MULTIPLE = 8
+LARGEST = torch.finfo(torch.float16).max
 
 
 def wide_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,90 +43,137 @@ def wide_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tenso
 
 
 @jit
-def _kernel(
-    query: tl.tensor_descriptor,
-    key: tl.tensor_descriptor,
-    value: tl.tensor_descriptor,
+def _halve_kernel(
+    x: tl.tensor,
     out: tl.tensor,
     rows: int,
     width: int,
-    scale: float,
-    COUNT: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUES: tl.constexpr,
+    image_stride: int,
+    row_stride: int,
+    column_stride: int,
+    LARGEST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
-    first, part, image = tl.program_id(0) * QUERIES, tl.program_id(1) * VALUES, tl.program_id(2)
-    q = tl.reshape(query.load([image, first, 0]), (QUERIES, WIDTH))
-    peak = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, VALUES), tl.float32)
-    for start in tl.range(0, COUNT, KEYS):
-        k = tl.reshape(key.load([image, start, 0]), (KEYS, WIDTH))
-        scores = tl.dot(q, tl.trans(k)) * scale
-        known = start + tl.arange(0, KEYS) < COUNT
-        scores = tl.where(known[None, :], scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(peak - higher)
-        total = total * shrink + tl.sum(weights, axis=1)
-        v = tl.reshape(value.load([image, start, part]), (KEYS, VALUES))
-        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None])
-        peak = higher
-    row = first + tl.arange(0, QUERIES)[:, None]
-    column = part + tl.arange(0, VALUES)[None, :]
-    place = (image.to(tl.int64) * rows + row) * width + column
-    mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + place, mixed, mask=(row < rows) & (column < width))
+    """Round to fp16; what is too large for it becomes its largest number."""
+    image = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < width)
+    source = image * image_stride + row.to(tl.int64) * row_stride + column * column_stride
+    value = tl.clamp(tl.load(x + source, mask=inside, other=0.0).to(tl.float32), -LARGEST, LARGEST)
+    tl.store(out + (image * rows + row) * width + column, value.to(tl.float16), mask=inside)
 
 
-def _describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """Describe ``[B, N, 1, D]`` to the copy engine, which wants steps of whole 16 bytes."""
-    x = x.squeeze(2)
-    if x.stride(-1) != 1 or any(step * x.itemsize % 16 for step in (*x.stride()[:2], x.storage_offset())):
-        x = x.contiguous()
-    return TensorDescriptor(x, x.shape, x.stride(), [1, rows, columns])
+@jit
+def _weigh_kernel(
+    scores: tl.tensor,
+    sums: tl.tensor,
+    stride: int,
+    LARGEST: tl.constexpr,
+    LOG2_E: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Turn a row of scores into weights in place, ``2^15 exp(score - max)``, and store their sum."""
+    # The product before wrote the last rows last, so they are cached; the one after starts at the first.
+    row = tl.num_programs(0) - 1 - tl.program_id(0)
+    start = scores + row.to(tl.int64) * stride
+    column = tl.arange(0, BLOCK)
+    peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for first in tl.static_range(0, COUNT, BLOCK):
+        place = first + column
+        score = tl.load(start + place, mask=place < COUNT, other=float("-inf")).to(tl.float32)
+        peaks = tl.maximum(peaks, score)
+    # Scores that overflowed are as large as can be written, and no difference of infinities is taken.
+    peak = tl.clamp(tl.max(peaks, axis=0), -LARGEST, LARGEST)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in tl.static_range(0, COUNT, BLOCK):
+        place = first + column
+        score = tl.load(start + place, mask=place < COUNT, other=float("-inf")).to(tl.float32)
+        lower = tl.clamp(score, -LARGEST, LARGEST) - peak
+        # Weights between 0 and 2^15 use all of fp16's range; between 0 and 1, small ones would lose bits.
+        weight = tl.exp2(lower * LOG2_E + 15.0).to(tl.float16)
+        tl.store(start + place, weight, mask=place < COUNT)
+        total += tl.where(place < COUNT, weight.to(tl.float32), 0.0)
+    tl.store(sums + row, tl.sum(total, axis=0))
 
 
-def _launch(query: Tensor, key: Tensor, value: Tensor, tile: Tile = TILES[0]) -> Tensor:
-    if query.dtype == torch.float32:
-        # The matrix units would round fp32 operands to tf32; whoever asks for fp32 wants none of that.
-        return wide_attention_reference(query, key, value)
-    batch, rows, _, width = query.shape
-    padded = triton.next_power_of_2(width)
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _kernel[(triton.cdiv(rows, tile.queries), triton.cdiv(width, tile.values), batch)](
-        _describe(query, tile.queries, padded),
-        _describe(key, tile.keys, padded),
-        _describe(value, tile.keys, tile.values),
+def _halve(x: Tensor) -> Tensor:
+    """``[B, N, 1, D]`` to ``[B, N, D]`` in fp16, rows without gaps between their elements."""
+    batch, rows, _, width = x.shape
+    if x.dtype == torch.float16:
+        x = x.squeeze(2)
+        return x if x.stride(2) == 1 and x.stride(1) >= width else x.contiguous()
+    out = torch.empty((batch, rows, width), dtype=torch.float16, device=x.device)
+    step = 8
+    _halve_kernel[(triton.cdiv(rows, step), batch)](
+        x,
         out,
         rows,
         width,
-        width**-0.5 * math.log2(math.e),
-        COUNT=key.shape[1],
-        QUERIES=tile.queries,
-        KEYS=tile.keys,
-        WIDTH=padded,
-        VALUES=tile.values,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        x.stride(0),
+        x.stride(1),
+        x.stride(3),
+        LARGEST=LARGEST,
+        ROWS=step,
+        BLOCK=triton.next_power_of_2(width),
     )
     return out
 
 
-def _launch_default(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return _launch(query, key, value)
+def _weigh(scores: Tensor) -> Tensor:
+    """Turn scores ``[N, M]`` into weights in place; returns their sums ``[N, 1]`` in fp32."""
+    rows, count = scores.shape
+    sums = torch.empty((rows, 1), dtype=torch.float32, device=scores.device)
+    block = min(MAX_BLOCK, triton.next_power_of_2(count))
+    _weigh_kernel[(rows,)](
+        scores,
+        sums,
+        scores.stride(0),
+        LARGEST=LARGEST,
+        LOG2_E=math.log2(math.e),
+        COUNT=count,
+        BLOCK=block,
+        num_warps=max(1, block // ELEMENTS_PER_WARP),
+    )
+    return sums
 
 
-_wide_attention = register("wide_attention", wide_attention_reference, _launch_default)
+def _mix(weights: Tensor, value: Tensor) -> Tensor:
+    if weights.is_cuda:
+        return torch.mm(weights, value, out_dtype=torch.float32)
+    return weights.float() @ value.float()
+
+
+def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.dtype == torch.float32:
+        # Half precision is not what whoever passes fp32 asks for.
+        return wide_attention_reference(query, key, value)
+    q, k, v = (_halve(x) for x in (query, key, value))
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    (batch, rows, width), count = q.shape, k.shape[1]
+    stride = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
+    step = max(1, min(rows, SCORE_BYTES // (2 * stride)))
+    buffer = torch.empty((step, stride), dtype=torch.float16, device=query.device)
+    for image, first in product(range(batch), range(0, rows, step)):
+        part, target = q[image, first : first + step], out[image, first : first + step, 0]
+        scores = buffer[: len(part), :count]
+        torch.addmm(scores, part, k[image].T, beta=0, alpha=width**-0.5, out=scores)
+        sums = _weigh(scores)
+        torch.div(_mix(scores, v[image]), sums, out=target)
+    return out
+
+
+_wide_attention = register("wide_attention", wide_attention_reference, _launch)
 
 
 def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let every query attend to every key of its image, with one head wider than flash kernels take.
 
     Args:
-        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512; rows may be strided. On CUDA: Hopper.
+        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512, of any strides. In 16 bit, elements count as fp16:
+            beyond 65504 they are cut off, below 6e-5 they lose bits.
         key: ``[B, M, 1, D]``.
         value: ``[B, M, 1, D]``.
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from twinshot_engine.errors import CheckpointError, InvalidRequestError
-from twinshot_server.bench_cli import bench
+from twinshot_server.bench_cli import app as bench
 from twinshot_server.images import ImageFormat
 from twinshot_server.listening import ListenError
 from twinshot_server.saving import OutputError, check_writable, format_for
@@ -44,7 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
 app.add_typer(bench, name="bench")
 
 

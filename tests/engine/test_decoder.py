@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from twinshot_engine.vae.folding import fold_upsamplers, folded_kernel, phase_kernel
+from twinshot_engine.vae.folding import fold_upsamplers, folded_kernel
 from twinshot_engine.vae.fused import FusedDecoder
+from twinshot_engine.vae.fused_blocks import FusedUpsampler
 from twinshot_engine.vae.kl import KLDecoder
+from twinshot_engine.vae.kl_blocks import Upsampler
 from twinshot_engine.vae.kl_config import KLConfig
-from twinshot_engine.vae.last_convolution import LAST_CONVOLUTIONS
 from twinshot_engine.vae.serving import serving_decoder
-from twinshot_engine.vae.upsampling import UPSAMPLERS
 
 SMALL = {
     "block_out_channels": (8, 16, 24, 24),
@@ -93,28 +93,21 @@ def test_every_config_draws_diffusers_pixels(change: dict[str, Any]) -> None:
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=2e-5)
 
 
-WAYS = [{"upsampling": name} for name in UPSAMPLERS] + [{"last": name} for name in LAST_CONVOLUTIONS]
-
-
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
     ("batch", "height", "width"), [(1, 1, 1), (1, 8, 8), (3, 5, 3), (1, 1, 9), (2, 9, 1)]
 )
 @torch.inference_mode()
-def test_every_size_and_way_draws_diffusers_pixels(
-    batch: int, height: int, width: int, way: dict[str, str]
-) -> None:
+def test_every_size_draws_diffusers_pixels(batch: int, height: int, width: int) -> None:
     model = theirs()
     latents = latents_of(batch=batch, height=height, width=width)
-    found = FusedDecoder(ours(model), **way)(latents)
+    found = FusedDecoder(ours(model))(latents)
     torch.testing.assert_close(found, expected(model, latents), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @torch.inference_mode()
-def test_bf16_is_as_exact_as_diffusers(way: dict[str, str]) -> None:
+def test_bf16_is_as_exact_as_diffusers() -> None:
     model = theirs(block_out_channels=(32, 32, 64, 64), norm_num_groups=8)
-    fused = FusedDecoder(ours(model), torch.bfloat16, **way)
+    fused = FusedDecoder(ours(model), torch.bfloat16)
     latents = latents_of(batch=2, height=12, width=8)
     reference = expected(model, latents)
     # Their latents are scaled in fp32, so that the networks alone are compared.
@@ -124,10 +117,9 @@ def test_bf16_is_as_exact_as_diffusers(way: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("last", LAST_CONVOLUTIONS)
 @torch.inference_mode()
-def test_bytes_are_the_pixels_rounded(last: str, dtype: torch.dtype) -> None:
-    fused = FusedDecoder(ours(theirs()), dtype, last=last)
+def test_bytes_are_the_pixels_rounded(dtype: torch.dtype) -> None:
+    fused = FusedDecoder(ours(theirs()), dtype)
     latents = latents_of(batch=3, height=2, width=5)
     images = fused.decode_to_bytes(latents)
     assert (images.shape, images.dtype, images.is_contiguous()) == ((3, 16, 40, 3), torch.uint8, True)
@@ -164,30 +156,17 @@ def test_latents_and_decoder_are_left_as_they_were() -> None:
 
 
 def test_weights_are_folded_before_they_are_rounded() -> None:
-    weight = torch.randn(8, 4, 3, 3)
-    for name in ("transposed", "phases"):
-        layer = UPSAMPLERS[name](weight, torch.bfloat16)
-        assert torch.equal(layer.weight, layer.fold(weight).bfloat16())
-        assert not torch.equal(layer.weight, layer.fold(weight.bfloat16()))
+    upsampler = Upsampler(8).requires_grad_(requires_grad=False)
+    layer = FusedUpsampler(upsampler, torch.bfloat16)
+    assert torch.equal(layer.weight, folded_kernel(upsampler.conv.weight).bfloat16())
+    assert not torch.equal(layer.weight, folded_kernel(upsampler.conv.weight.bfloat16()))
 
 
-def test_kernels_of_phases_are_those_of_the_transposed_convolution() -> None:
+def test_a_folded_kernel_doubles_and_convolves() -> None:
     weight, x = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(2, 3, 4, 6, dtype=torch.float64)
     doubled = functional.conv2d(functional.interpolate(x, scale_factor=2.0), weight, padding=1)
     transposed = functional.conv_transpose2d(x, folded_kernel(weight), stride=2, padding=1)
     torch.testing.assert_close(transposed, doubled)
-    phases = functional.conv2d(x, phase_kernel(weight), padding=1).unflatten(1, (2, 2, 5))
-    for p, q in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        found = phases[:, p, q, :, p : p + 4, q : q + 6]
-        torch.testing.assert_close(found, doubled[:, :, p::2, q::2])
-
-
-def test_an_unknown_way_is_named() -> None:
-    decoder = ours(theirs())
-    with pytest.raises(ValueError, match="upsampling 'bilinear' is not one of transposed, phases, nearest"):
-        FusedDecoder(decoder, upsampling="bilinear")
-    with pytest.raises(ValueError, match="last 'first' is not one of padded, taps"):
-        FusedDecoder(decoder, last="first")
 
 
 def test_a_folded_decoder_is_refused() -> None:
@@ -210,13 +189,12 @@ def test_published_size_on_a_gpu_is_as_exact_as_diffusers() -> None:
     latents = latents_of(16, height=64, width=64).cuda()
     with torch.backends.cudnn.flags(allow_tf32=False):
         reference = expected(model, latents)
-    decoders = [FusedDecoder(ours(model).cuda(), torch.bfloat16, **way) for way in WAYS]
+    fused = FusedDecoder(ours(model).cuda(), torch.bfloat16)
     raw = latents / model.config.scaling_factor + model.config.shift_factor
     allowed = 1.2 * relative_error(model.bfloat16().decode(raw.bfloat16()).sample, reference)
-    for fused in decoders:
-        assert relative_error(fused(latents), reference) < allowed
-        levels = ((reference / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
-        assert relative_error(fused.decode_to_bytes(latents), levels) < allowed
+    assert relative_error(fused(latents), reference) < allowed
+    levels = ((reference / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    assert relative_error(fused.decode_to_bytes(latents), levels) < allowed
 
 
 @pytest.mark.gpu

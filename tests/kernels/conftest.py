@@ -1,4 +1,4 @@
-"""Runs every case twice: in Triton's interpreter on CPU tensors, and, marked `gpu`, on CUDA tensors."""
+"""Runs every case as reference on the CPU, as kernel in Triton's interpreter, and as kernel on CUDA."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ LAUNCHES = [
     ("gated_residual_norm", "_gated_residual_norm", "_launch"),
     ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
     ("group_norm_silu", "_group_norm_silu", "_launch"),
+    ("group_norm_silu_taps", "_group_norm_silu_taps", "_launch"),
     ("group_statistics", "_group_statistics", "launch_statistics"),
     ("group_statistics", "_residual_statistics", "_launch_residual"),
     ("qk_norm_rotary", "_qk_norm_rotary", "_launch"),
     ("quantize_pixels", "_quantize_pixels", "_launch"),
     ("quantize_rows", "_quantize_rows", "_launch"),
+    ("quantize_taps", "_quantize_taps", "_launch"),
     ("residual_norm", "_residual_norm", "_launch"),
     ("residual_norm", "_residual_norm_fp8", "_launch_fp8"),
     ("rms_norm", "_rms_norm", "_launch"),
@@ -28,11 +30,12 @@ LAUNCHES = [
 ]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where a case runs. On the CPU, public functions launch their kernels in the interpreter."""
+@pytest.fixture(params=["reference", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What public functions run. For the interpreter, they launch their kernels on CPU tensors."""
     torch.manual_seed(0)
-    if request.param == "cpu":
+    if request.param == "interpreter":
+        pytest.importorskip("triton")
         if torch.cuda.is_available():
             pytest.skip("with a GPU, kernels are compiled for it")
         for name, operator, launch in LAUNCHES:
@@ -41,6 +44,12 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
             if launch == "_launch_fp8" or name == "quantize_rows":
                 monkeypatch.setattr(module, "empty_fp8", _empty_before_rounding)
     return request.param
+
+
+@pytest.fixture
+def device(implementation: str) -> str:
+    """Where tensors of a case are made."""
+    return "cuda" if implementation == "cuda" else "cpu"
 
 
 def _empty_before_rounding(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,13 +73,13 @@ def rows(device: str) -> Callable[..., Tensor]:
 
 
 @pytest.fixture
-def agree(device: str) -> Callable[[Tensor, Tensor, Tensor], None]:
+def agree(implementation: str) -> Callable[[Tensor, Tensor, Tensor], None]:
     """Asserts that a result is at most twice as far from the exact one as plain torch in its type is."""
 
     def check(actual: Tensor, exact: Tensor, plain: Tensor) -> None:
         assert actual.dtype == plain.dtype
         # Rounding the result alone may cost half of eps; the interpreter cuts bf16 off instead.
-        floor = max(torch.finfo(plain.dtype).eps * (1 if device == "cpu" else 0.5), 1e-6)
+        floor = max(torch.finfo(plain.dtype).eps * (1 if implementation == "interpreter" else 0.5), 1e-6)
         largest = exact.abs().max()
         error, usual = ((x.double() - exact).abs().max() / largest for x in (actual, plain))
         assert error <= 2 * usual + floor, f"error {error:.2e}, plain torch {usual:.2e}"
@@ -79,11 +88,11 @@ def agree(device: str) -> Callable[[Tensor, Tensor, Tensor], None]:
 
 
 @pytest.fixture
-def agree_fp8(device: str) -> Callable[[Tensor, Tensor, Tensor], None]:
+def agree_fp8(implementation: str) -> Callable[[Tensor, Tensor, Tensor], None]:
     """Asserts that quantised rows times their scales are the exact rows, to the rounding of fp8."""
 
     def check(values: Tensor, scale: Tensor, exact: Tensor) -> None:
-        assert values.dtype == (torch.float32 if device == "cpu" else torch.float8_e4m3fn)
+        assert values.dtype == (torch.float32 if implementation == "interpreter" else torch.float8_e4m3fn)
         amax = exact.abs().amax(-1, keepdim=True)
         torch.testing.assert_close(scale.double(), amax / 448, rtol=1e-5, atol=1e-14)
         # E4M3 keeps 3 bits after the first, and no less than 2^-9: half of the last one may be lost.

@@ -15,6 +15,7 @@ import twinshot_kernels as ops
 Agree = Callable[[Tensor, Tensor, Tensor], None]
 CUDA = torch.device("cuda")
 chooser = importlib.import_module("twinshot_kernels.attention")
+wide = importlib.import_module("twinshot_kernels.wide_attention")
 
 
 def exact_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
@@ -144,17 +145,43 @@ def test_every_backend_agrees(monkeypatch: pytest.MonkeyPatch, wanted: str) -> N
     assert error <= 2 * usual + 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [320, 384, 512])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (45, 77), (129, 64)])
-def test_wide_attention(device: str, agree: Agree, width: int, queries: int, keys: int) -> None:
-    # The interpreter multiplies the bits of bf16 as integers, so there it is fp16.
-    dtype = torch.float16 if device == "cpu" else torch.bfloat16
+def test_wide_attention(
+    device: str, agree: Agree, width: int, queries: int, keys: int, dtype: torch.dtype
+) -> None:
+    # Sharp scores for bf16; those of fp16 inputs are rounded as coarsely as the inputs, so they are smaller.
+    size = 3 if dtype == torch.bfloat16 else 1
     query, key, value = (
-        3 * torch.randn(2, count, 1, 2 * width).to(device, dtype)[..., width:]
+        size * torch.randn(2, count, 1, 2 * width).to(device, dtype)[..., width:]
         for count in (queries, keys, keys)
     )
     result = ops.wide_attention(query, key, value)
     agree(result, exact_attention(query, key, value), plain_attention(query, key, value))
+
+
+def test_wide_attention_in_parts(device: str, agree: Agree, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 2, 45, 1, 320).to(device, torch.float16)
+    # Seven queries at a time, whose rows of 45 keys are padded to 48; sixteen keys at a time.
+    monkeypatch.setattr(wide, "SCORE_BYTES", 7 * 2 * 48)
+    monkeypatch.setattr(wide, "MAX_BLOCK", 16)
+    result = ops.wide_attention(query, key.mT.contiguous().mT, value)
+    agree(result, exact_attention(query, key, value), plain_attention(query, key, value))
+
+
+def test_wide_scores_beyond_fp16_share_the_weight(device: str) -> None:
+    query = torch.full((1, 3, 1, 512), 300.0).to(device, torch.bfloat16)
+    signs = torch.tensor([1.0, -1.0, 1.0], device=device)[None, :, None, None]
+    value = torch.randn(1, 3, 1, 512).to(device, torch.bfloat16)
+    # 300 * 300 * 512 / sqrt(512) is beyond 65504: two keys share the weight, the third gets none.
+    result = ops.wide_attention(query, query * signs, value)
+    shared = ((value[:, :1] + value[:, 2:]).double() / 2).expand_as(result)
+    torch.testing.assert_close(result.double(), shared, rtol=1e-2, atol=1e-3)
+    result = ops.wide_attention(query, -query, value).double()
+    torch.testing.assert_close(
+        result, value.double().mean(1, keepdim=True).expand_as(result), rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.gpu

@@ -22,16 +22,16 @@ BIASED_LAYOUTS = pytest.mark.parametrize(
     ("layout", "biased"),
     [("channels_last", True), ("channels_last", False), ("planes", True), ("cropped", False)],
 )
-# Channels, groups, height, width: two values a group; one tile; a short last chunk; three channels a group.
+# Channels, groups, height, width: two values a group; one tile; a short last tile; three channels a group.
 SHAPES = pytest.mark.parametrize("shape", [(8, 4, 1, 1), (12, 4, 5, 37), (64, 32, 23, 41), (96, 32, 16, 9)])
 
 
 @pytest.fixture(autouse=True)
-def _few_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So that small images too are read in several chunks of several tiles.
+def _few_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that small images too are shared by several programs of several tiles.
     if "full_size" not in request.node.name:
-        for name in ("group_norm_silu", "group_statistics"):
-            monkeypatch.setattr(importlib.import_module(f"twinshot_kernels.{name}"), "MAX_CHUNKS", 4)
+        for name in ("group_norm_silu", "group_norm_silu_taps", "group_statistics"):
+            monkeypatch.setattr(importlib.import_module(f"twinshot_kernels.{name}"), "MAX_PROGRAMS", 4)
 
 
 def image(
@@ -79,12 +79,9 @@ def test_group_norm_without_activation_and_with_known_statistics(device: str, ag
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
-@LAYOUTS
 @SHAPES
-def test_group_statistics_do_not_cancel(
-    device: str, layout: str, shape: tuple[int, ...], mean: float
-) -> None:
-    x, channel_bias = image(device, layout, shape, mean=mean), spread(shape[0], device)
+def test_group_statistics_do_not_cancel(device: str, shape: tuple[int, ...], mean: float) -> None:
+    x, channel_bias = image(device, "channels_last", shape, mean=mean), spread(shape[0], device)
     result = ops.group_statistics(x, shape[1], EPS, channel_bias)
     exact = exact_statistics(x.double() + channel_bias.double()[:, None, None], shape[1])
     assert result.dtype == torch.float32
@@ -93,7 +90,7 @@ def test_group_statistics_do_not_cancel(
         torch.testing.assert_close(result[..., 1].double(), exact[..., 1], rtol=2e-4, atol=0)
 
 
-def test_an_outlier_at_the_origin_of_a_chunk_spoils_nothing(device: str) -> None:
+def test_an_outlier_at_the_origin_of_a_share_spoils_nothing(device: str) -> None:
     x = image(device, "channels_last", (8, 2, 64, 64))
     x[:, :, 0, 0] = 1e4
     exact = exact_statistics(x, 2)
@@ -135,6 +132,55 @@ def test_residual_statistics(
     torch.testing.assert_close(statistics.double(), exact, rtol=2e-4, atol=2e-6)
 
 
+@DTYPES
+@BIASED_LAYOUTS
+@SHAPES
+def test_norm_and_taps_are_a_convolution(
+    implementation: str,
+    agree: Agree,
+    dtype: torch.dtype,
+    layout: str,
+    shape: tuple[int, ...],
+    biased: bool,
+) -> None:
+    if implementation == "interpreter" and dtype == torch.bfloat16:
+        dtype = torch.float16  # The interpreter multiplies the bits of bf16 as integers.
+    device = "cuda" if implementation == "cuda" else "cpu"
+    (channels, groups), outputs = shape[:2], 3 if biased else 1
+    x = image(device, layout, shape, dtype)
+    weight, bias, channel_bias = (spread(channels, device) for _ in range(3))
+    kernel = (torch.randn(outputs, channels, 3, 3) / (3 * channels**0.5)).to(device, dtype)
+    taps = functional.pad(kernel.permute(1, 2, 3, 0).flatten(1), (0, 5))
+    moved = x.double() + channel_bias.double()[:, None, None] if biased else x.double()
+    products = ops.group_norm_silu_taps(
+        x, weight, bias, taps, groups, EPS, channel_bias=channel_bias if biased else None
+    )
+    assert products.is_contiguous()
+    normed = functional.group_norm(moved, groups, weight.double(), bias.double(), EPS)
+    exact = functional.conv2d(functional.silu(normed), kernel.double(), padding=1)
+    plain = functional.conv2d(functional.silu(normed).to(dtype), kernel, padding=1)
+    agree(ops.sum_taps(products, outputs).to(dtype), exact, plain)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 1, 27), (2, 1, 50, 32), (1, 50, 1, 30), (2, 5, 311, 32)])
+def test_quantize_taps(device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    products, bias = torch.randn(shape).to(device, dtype), spread(3, device)
+    batch, height, width, _ = shape
+    pixels = np.broadcast_to(bias.cpu().numpy(), (batch, height, width, 3)).copy()
+    given = products.float().cpu().numpy()
+    for row, column in np.ndindex(height, width):
+        for i, j in np.ndindex(3, 3):
+            y, x = row + i - 1, column + j - 1
+            if 0 <= y < height and 0 <= x < width:
+                first = 3 * (3 * i + j)
+                pixels[:, row, column] += given[:, y, x, first : first + 3]
+    levels = np.clip(pixels / 2 + 0.5, 0, 1) * 255
+    images = ops.quantize_taps(products, bias)
+    assert (images.dtype, images.is_contiguous()) == (torch.uint8, True)
+    assert np.abs(images.cpu().numpy() - levels).max() <= 0.5 + 1e-3
+
+
 @LAYOUTS
 @DTYPES
 @pytest.mark.parametrize("channels", [3, 4, 8])
@@ -166,5 +212,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             ops.group_statistics(x, groups, EPS)
     with pytest.raises(ValueError, match=r"\(1, 2, 2\); accepted: \(1, 3, 2\)"):
         ops.group_norm_silu(x, vector, vector, 3, EPS, statistics=torch.ones(1, 2, 2))
+    with pytest.raises(ValueError, match=r"taps have shape \(5, 27\); accepted: \(6, any\)"):
+        ops.group_norm_silu_taps(x, vector, vector, torch.ones(5, 27), 3, EPS)
+    with pytest.raises(ValueError, match="26 products a pixel; accepted: at least 27 for 3 channels"):
+        ops.quantize_taps(torch.ones(1, 2, 2, 26), torch.ones(3))
     with pytest.raises(ValueError, match=r"y has shape \(1, 6, 2, 1\)"):
         ops.residual_statistics(x, x[..., :1], 3, EPS)

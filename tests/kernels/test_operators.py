@@ -46,6 +46,11 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
             (image, channel, channel, 4, EPS, None, None, True),
             (image, channel, channel, 4, EPS, channel, torch.rand(2, 4, 2).to(place), False),
         ],
+        "group_norm_silu_taps": [
+            (image, channel, channel, image[0, :, 0], 4, EPS, None, None),
+            (image.bfloat16(), channel, channel, image[0, :, 0].bfloat16(), 4, EPS, channel, None),
+        ],
+        "quantize_taps": [(image.permute(0, 2, 3, 1).repeat(1, 1, 1, 4), channel[:3])],
         "quantize_pixels": [(image, 3, None), (image, 3, channel)],
         "wide_attention": [(wide, wide.flip(1), wide)],
     }
@@ -97,6 +102,9 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
         dim=2,
     ),
     "group_norm_silu": lambda x, y, v: ops.group_norm_silu(x[..., None], v[:3], v[3:6], 3, EPS),
+    "group_norm_silu_taps": lambda x, y, v: ops.group_norm_silu_taps(
+        x[..., None], v[:3], v[3:6], y[0, :, :9], 3, EPS
+    ),
     "residual_statistics": lambda x, y, v: ops.residual_statistics(x[..., None], y[..., None], 3, EPS)[1],
     "attention": lambda x, y, v: ops.attention(x[:, :, None], y[:, :, None], y[:, :, None]),
     "wide_attention": lambda x, y, v: ops.wide_attention(

@@ -45,9 +45,18 @@ def test_rms_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str, sha
 
 
 @SCALES
-def test_rms_norm_scales_each_image_by_its_own(rows: Rows, agree: Agree, images: int | None) -> None:
-    x, scale = rows("whole", 2, 3, 40), vector(rows, images, 40)
+def test_each_image_has_its_own_gain_and_scale(rows: Rows, agree: Agree, images: int | None) -> None:
+    x, y = rows("whole", 2, 3, 40), rows("whole", 2, 3, 40)
+    gain, scale = vector(rows, images, 40), vector(rows, images, 40)
     agree(ops.rms_norm(x, scale, EPS), exact_norm(x, scale), plain_norm(x, scale))
+    for total, h in (
+        ops.residual_norm(x, y, scale, EPS),
+        ops.gated_residual_norm(x, y, gain, scale, EPS),
+        ops.gated_residual_norm(x, y, rows("whole", 40), scale, EPS),
+    ):
+        agree(h, exact_norm(total, scale), plain_norm(total, scale))
+    total, _ = ops.gated_residual_norm(x, y, gain, rows("whole", 40), EPS)
+    agree(total, x.double() + exact_norm(y, gain), x + plain_norm(y, gain))
 
 
 @DTYPES
@@ -63,7 +72,6 @@ def test_rms_norm_fp8(
 @DTYPES
 @LAYOUTS
 @SHAPES
-@SCALES
 def test_residual_norm(
     rows: Rows,
     agree: Agree,
@@ -71,10 +79,9 @@ def test_residual_norm(
     dtype: torch.dtype,
     layout: str,
     shape: tuple[int, ...],
-    images: int | None,
 ) -> None:
     x, y = rows("whole", *shape, dtype=dtype), rows(layout, *shape, dtype=dtype)
-    scale = vector(rows, images and min(images, shape[0]), shape[-1]) if shape[0] < 3 else rows("whole", 256)
+    scale = rows("whole", shape[-1])
     total, h = ops.residual_norm(x, y, scale, EPS)
     agree(total, x.double() + y.double(), x + y)
     agree(h, exact_norm(total, scale), plain_norm(total, scale))
@@ -86,7 +93,6 @@ def test_residual_norm(
 @DTYPES
 @LAYOUTS
 @SHAPES
-@SCALES
 def test_gated_residual_norm(
     rows: Rows,
     agree: Agree,
@@ -94,11 +100,9 @@ def test_gated_residual_norm(
     dtype: torch.dtype,
     layout: str,
     shape: tuple[int, ...],
-    images: int | None,
 ) -> None:
     x, y = rows(layout, *shape, dtype=dtype), rows("slice", *shape, dtype=dtype)
-    images = images and (1 if images == 1 else shape[0])
-    gain, scale = vector(rows, images, shape[-1]), vector(rows, None, shape[-1])
+    gain, scale = rows("whole", shape[-1]), rows("whole", shape[-1])
     total, h = ops.gated_residual_norm(x, y, gain, scale, EPS)
     agree(total, x.double() + exact_norm(y, gain), x + plain_norm(y, gain))
     agree(h, exact_norm(total, scale), plain_norm(total, scale))

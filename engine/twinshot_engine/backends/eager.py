@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from twinshot_engine.backends.stages import Advertised
@@ -18,14 +17,9 @@ class EagerBackend:
         self._model = model
         self._device = model.placement.device
 
-    def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
-        """Run every stage once at the first size."""
-        yield "first image", 0.0
-        constants = next(iter(self._model.passes.values()))[0]
-        ids = torch.zeros(1, advertised.tokens[0], dtype=torch.int64)
-        caption = self.encode(ids, torch.ones(1, dtype=torch.int64))
-        latents = torch.zeros(1, *self._model.latent_shape(*advertised.sizes[0]), device=self._device)
-        self.decode(self.denoise(latents, None, caption, constants))
+    def prepare(self, _advertised: Advertised) -> Iterator[tuple[str, float]]:
+        """Nothing is kept for a shape, so there is nothing to prepare."""
+        yield from ()
 
     def encode(self, ids: Tensor, length: Tensor) -> Tensor:
         """Embed one prompt."""

@@ -30,7 +30,7 @@ class Advertised(NamedTuple):
 class Stages(Protocol):
     """A model's stages, run one after another by one thread."""
 
-    def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
+    def prepare(self, advertised: Advertised, /) -> Iterator[tuple[str, float]]:
         """Do once whatever makes a first request slow.
 
         Yields a name and the fraction done before each piece of work.

@@ -7,16 +7,17 @@ pass of the transformer as the error's norm over that of stock diffusers in fp32
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from twinshot_engine.benchmark.latency import Job, describe, make_prompt
+from twinshot_engine.benchmark.latency import Encode, Job, describe, make_prompt, measure_latency, ready_row
 from twinshot_engine.benchmark.rows import Row, quantiles
 from twinshot_engine.benchmark.stock import StockPipeline
-from twinshot_engine.benchmark.timing import sample_ms
+from twinshot_engine.benchmark.timing import clock_ms, sample_ms
+from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.random_weights import find_random
 from twinshot_engine.types import GenerateRequest
@@ -42,6 +43,70 @@ class Outputs:
     decode: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class StockSetting:
+    """What stock diffusers runs on, and how its rows are described."""
+
+    described: Row
+    device: torch.device
+    inputs: Inputs
+    job: Job
+
+    def load(self, dtype: torch.dtype) -> StockPipeline:
+        """Make stock modules with the checkpoint's weights."""
+        return StockPipeline(find_random(str(self.described["checkpoint"])), self.device, dtype)
+
+    def works(self, stock: StockPipeline) -> dict[str, Callable[[], Tensor]]:
+        """The parts to time; a caption is made at once, the other modules when their part first runs."""
+        length = int(self.inputs.length)
+        caption = stock.encode(self.inputs.ids, length).clone()
+
+        def text() -> Tensor:
+            return stock.encode(self.inputs.ids, length)
+
+        return {
+            "text": text,
+            "denoise": lambda: stock.denoise(self.inputs.noise, caption),
+            "decode": lambda: stock.decode(self.inputs.latents),
+            "total": lambda: stock.decode(stock.denoise(self.inputs.noise, text())),
+        }
+
+
+def compare(
+    configs: Sequence[EngineConfig], job: Job, encode: Encode, report: Report, *, compiled: bool = True
+) -> list[Row]:
+    """Measure every engine, then stock diffusers eager and, if asked for, compiled, both in bf16.
+
+    Args:
+        configs: of one random checkpoint, in the precisions to measure.
+        job: what to draw; its size must be advertised.
+        encode: makes an image file of ``[H, W, 3]`` uint8.
+        report: told what is going on.
+        compiled: whether to wait for the compiler.
+
+    Returns:
+        Rows of :func:`~twinshot_engine.benchmark.latency.measure_latency` for each engine, and for diffusers
+        those parts that it has; ``denoise`` rows have ``denoise_error``, ``decode`` rows ``decode_levels``.
+    """
+    rows: list[Row] = []
+    drawn: list[tuple[list[Row], Outputs]] = []
+    for config in configs:
+        report(f"twinshot {config.precision}: loading")
+        described, inputs, measured, outputs = _measure_engine(config, job, encode, report)
+        drawn.append((measured, outputs))
+        release()
+    setting = StockSetting(described, config.placement().device, inputs, job)
+    for compile_first in (False, True) if compiled else (False,):
+        drawn.append(measure_stock(setting, report, torch.bfloat16, compiled=compile_first))
+        release()
+    report("diffusers fp32, the reference")
+    exact = _draw_exact(setting)
+    for measured, outputs in drawn:
+        add_errors(measured, outputs, exact)
+        rows += measured
+    return rows
+
+
 def make_inputs(engine: Engine, job: Job) -> Inputs:
     """Draw inputs that any system can use."""
     tokenizer = engine.model.tokenizer
@@ -53,76 +118,80 @@ def make_inputs(engine: Engine, job: Job) -> Inputs:
 
 @torch.inference_mode()
 def measure_stock(
-    engine: Engine, job: Job, inputs: Inputs, report: Report, *, dtype: torch.dtype, compiled: bool
+    setting: StockSetting, report: Report, dtype: torch.dtype, *, compiled: bool
 ) -> tuple[list[Row], Outputs]:
     """Time stock diffusers, and keep what it drew.
 
     Args:
-        engine: tells the checkpoint and device.
-        job: sizes and counts.
-        inputs: as given to the engine.
+        setting: what to run on what.
         report: told what is going on.
         dtype: of weights and activations.
         compiled: compile before measuring.
     """
-    device = engine.model.placement.device
-    stock = StockPipeline(find_random(engine.info.checkpoint), device, dtype)
+    stock = setting.load(dtype)
+    system = "diffusers-compiled" if compiled else "diffusers"
     if compiled:
+        report(f"{system}: compiling")
         stock.compile()
-    length = int(inputs.length)
-
-    def text() -> Tensor:
-        return stock.encode(inputs.ids, length)
-
-    caption = text().clone()
-    works: dict[str, Callable[[], Tensor]] = {
-        "text": text,
-        "denoise": lambda: stock.denoise(inputs.noise, caption),
-        "decode": lambda: stock.decode(inputs.latents),
-        "total": lambda: stock.decode(stock.denoise(inputs.noise, text())),
-    }
+    works = setting.works(stock)
     outputs = Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
-    precision = _NAMES[dtype]
-    common = describe(engine, job) | {
-        "system": "diffusers-compiled" if compiled else "diffusers",
-        "precision": precision,
-        "text_precision": precision,
-        "backend": "compiled" if compiled else "eager",
-    }
+    common = setting.described | {"system": system, "backend": "compiled" if compiled else "eager"}
     rows = []
     for part, work in works.items():
-        report(f"{common['system']} {precision} {part}")
-        times = sample_ms(work, device, samples=job.samples, warm=job.warm)
+        report(f"{system}: {part}")
+        times = sample_ms(work, setting.device, samples=setting.job.samples, warm=setting.job.warm)
         rows.append(common | {"part": part} | quantiles(times))
     return rows, outputs
 
 
+def add_errors(rows: list[Row], outputs: Outputs, exact: Outputs) -> None:
+    """Write into a system's rows how far its outputs are from exact ones.
+
+    ``denoise_error`` is the norm of the difference over the norm; ``decode_levels`` the mean difference of
+    bytes, in levels of 255.
+    """
+    error = _relative(outputs.denoise, exact.denoise)
+    levels = float((outputs.decode - exact.decode).abs().mean())
+    for row in rows:
+        if row["part"] == "denoise":
+            row["denoise_error"] = round(error, 6)
+        elif row["part"] == "decode":
+            row["decode_levels"] = round(levels, 4)
+
+
+def release() -> None:
+    """Give back what is no longer used."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _measure_engine(
+    config: EngineConfig, job: Job, encode: Encode, report: Report
+) -> tuple[Row, Inputs, list[Row], Outputs]:
+    engine = Engine.load(config)
+    warm_ms = clock_ms(engine.warm)
+    rows = measure_latency(engine, job, encode, lambda part: report(f"twinshot {config.precision}: {part}"))
+    rows.append(ready_row(engine, job, warm_ms / 1000))
+    inputs = make_inputs(engine, job)
+    plain = {"precision": "bf16", "text_precision": "bf16"}
+    return describe(engine, job) | plain, inputs, rows, _draw(engine, inputs)
+
+
 @torch.inference_mode()
-def draw(engine: Engine, inputs: Inputs) -> Outputs:
-    """Run the engine's stages once on the inputs."""
+def _draw(engine: Engine, inputs: Inputs) -> Outputs:
     constants = engine.model.passes[1][0]
     caption = engine.stages.encode(inputs.ids, inputs.length)
     denoised = engine.stages.denoise(inputs.noise, inputs.noise, caption, constants).cpu()
     return Outputs(denoised, engine.stages.decode(inputs.latents).float().cpu())
 
 
-def errors(outputs: Outputs, exact: Outputs) -> Row:
-    """How far outputs are from exact ones: norm of the difference over norm; levels of 255 for bytes."""
-    difference = (outputs.decode - exact.decode).abs()
-    return {
-        "denoise_error": round(_relative(outputs.denoise, exact.denoise), 6),
-        "decode_mean_levels": round(float(difference.mean()), 4),
-    }
-
-
-def release() -> None:
-    """Give back what is no longer used."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-
-
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+@torch.inference_mode()
+def _draw_exact(setting: StockSetting) -> Outputs:
+    works = setting.works(setting.load(torch.float32))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:

@@ -88,7 +88,7 @@ class StockPipeline:
         """Decode ``[1, C, h, w]`` to ``[1, H, W, 3]`` uint8."""
         raw = latents.to(self.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
         pixels = self.vae.decode(raw, return_dict=False)[0]
-        unit = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
+        unit: Tensor = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
         return (unit * 255).round().to(torch.uint8)
 
     def compile(self) -> None:

@@ -2,10 +2,11 @@
 
 Each layer has two forms of the same computation. The *open* form has one weight a projection, norms and
 adaLN: it is trained and read from checkpoints. The *folded* form serves: projections that read the same
-input are packed into one, and a modulated block has no norm or adaLN but is given a :class:`BlockModulation`.
+input are packed into one, and a modulated block is handed a :class:`BlockModulation` in place of its norms
+and adaLN.
 
-A block takes the stream ``x`` and the normalised input ``h`` of its attention, and returns the next of both, so
-that adding to the stream and normalising it are one operation.
+A block takes the stream ``x`` and the normalised input ``h`` of its attention, and returns the next of both,
+so that adding to the stream and normalising it are one operation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from twinshot_engine.precision import (
     normalize,
     takes_rows,
 )
-from twinshot_engine.transformer.config import SingleStreamConfig
+from twinshot_engine.transformer.config import CHANNEL_MULTIPLE, SingleStreamConfig
 from twinshot_engine.transformer.modulation import BlockModulation
 from twinshot_engine.transformer.positions import RotaryTable
 from twinshot_kernels import attention, qk_norm_rotary, rms_norm, rotary, swiglu
@@ -96,13 +97,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer of width 8/3 dim."""
+    """Gated feed-forward layer of width 8/3 dim; the folded form pads that width with zeros."""
 
-    def __init__(self, dim: int, *, folded: bool) -> None:
+    def __init__(self, config: SingleStreamConfig, *, folded: bool) -> None:
         super().__init__()
-        hidden = int(dim / 3 * 8)
+        dim, hidden = config.dim, config.ffn_channels
         self.folded = folded
         if folded:
+            hidden += -hidden % CHANNEL_MULTIPLE
             self.w13 = Projection(dim, 2 * hidden)
             self.w2: nn.Module = Projection(hidden, dim)
         else:
@@ -132,7 +134,7 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.norm_eps
         self.attention = Attention(config, folded=folded)
-        self.feed_forward = FeedForward(config.dim, folded=folded)
+        self.feed_forward = FeedForward(config, folded=folded)
 
     def open(self, x: Tensor, modulation: BlockModulation) -> Activation:
         """Normalise the stream ``[B, N, dim]`` for this block, where no block before it did."""
@@ -229,11 +231,13 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Project ``[B, N, dim]`` to ``[B, N, patch * patch * channels]``."""
-        if scale.dim() == 1:  # one scale for all images is the norm's own weight: a single pass
-            normed = functional.layer_norm(x, (self.dim,), scale, eps=FINAL_NORM_EPS)
-        else:
-            normed = functional.layer_norm(x, (self.dim,), eps=FINAL_NORM_EPS) * scale
-        out: Tensor = self.linear(normed.to(x.dtype))
+        normed = functional.layer_norm(x, (self.dim,), eps=FINAL_NORM_EPS)
+        if (
+            scale.dim() == 1
+        ):  # one scale for all images is cheaper to put into the weight: no pass over tokens
+            weight = (self.linear.weight * scale).to(x.dtype)
+            return functional.linear(normed.to(x.dtype), weight, self.linear.bias)
+        out: Tensor = self.linear((normed * scale).to(x.dtype))
         return out
 
 

@@ -7,6 +7,9 @@ from typing import Any
 TIME_CHANNELS = 256
 """Most channels a time embedding has; narrower models use their own width."""
 
+CHANNEL_MULTIPLE = 16
+"""The folded form pads inner widths to a multiple of this, which tensor cores need."""
+
 TOKEN_MULTIPLE = 32
 """Caption and image tokens are each padded to a multiple of this."""
 
@@ -75,6 +78,11 @@ class SingleStreamConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.dim // self.n_heads
+
+    @property
+    def ffn_channels(self) -> int:
+        """Inner width of a feed-forward layer."""
+        return int(self.dim / 3 * 8)
 
     @property
     def time_channels(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from twinshot_engine.transformer.config import SingleStreamConfig
+from twinshot_engine.transformer.config import CHANNEL_MULTIPLE, SingleStreamConfig
 from twinshot_engine.transformer.single_stream import FoldedTransformer, SingleStreamTransformer
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
 
@@ -49,14 +49,16 @@ def time_slots(unfolded: SingleStreamTransformer) -> dict[str, Slot]:
 def folded_slots(transformer: FoldedTransformer) -> dict[str, Slot]:
     """Slots of a folded transformer's parameters under the names an open checkpoint stores."""
     slots = same_names(transformer)
-    for name, parameter in transformer.named_parameters():
-        rows = parameter.shape[0]
+    dim, hidden = transformer.config.dim, transformer.config.ffn_channels
+    for name, _ in transformer.named_parameters():
         if name.endswith("attention.to_qkv.weight"):
             stem = name.removesuffix("to_qkv.weight")
-            pack(slots, name, [(f"{stem}to_{part}.weight", rows // 3) for part in "qkv"])
+            pack(slots, name, [(f"{stem}to_{part}.weight", dim) for part in "qkv"])
         elif name.endswith("feed_forward.w13.weight"):
             stem = name.removesuffix("w13.weight")
-            pack(slots, name, [(f"{stem}w{part}.weight", rows // 2) for part in "13"])
+            pack(slots, name, [(f"{stem}w{part}.weight", hidden) for part in "13"], CHANNEL_MULTIPLE)
+        elif name.endswith("feed_forward.w2.weight"):
+            slots[name] = Slot(name, columns=slice(0, hidden))
     return slots
 
 

@@ -1,0 +1,54 @@
+"""What a model will need is told before anything is allocated."""
+
+import pytest
+import torch
+
+from twinshot_engine.checkpoint import CheckpointError
+from twinshot_engine.config import Placement
+from twinshot_engine.errors import NotEnoughMemoryError
+from twinshot_engine.memory import Workload, compare, weight_bytes, workspace_bytes
+from twinshot_engine.precision import Projection
+from twinshot_engine.transformer import SingleStreamConfig
+from twinshot_engine.vae import KLConfig
+
+CUDA = torch.device("cuda", 0)
+PUBLISHED = SingleStreamConfig(axes_lens=(1536, 512, 512))
+
+
+def workload(size: tuple[int, int] = (1024, 1024), batch: int = 1, cache: int = 0) -> Workload:
+    return Workload(PUBLISHED, KLConfig(), [(256, 256), size], batch, 512, cache)
+
+
+def test_weights_are_counted_with_their_scales() -> None:
+    with torch.device("meta"):
+        plain, quantized = Projection(32, 64).to(torch.bfloat16), Projection(32, 64)
+    quantized.quantize()
+    assert weight_bytes([plain]) == 2 * 32 * 64
+    assert weight_bytes([plain, quantized]) == 2 * 32 * 64 + 32 * 64 + 4 * 64
+
+
+def test_workspace_grows_with_the_largest_size_batch_and_cache() -> None:
+    small = workspace_bytes(workload())
+    assert 1e9 < small < 4e9
+    assert workspace_bytes(workload(size=(512, 512))) < small < workspace_bytes(workload(size=(1536, 1024)))
+    assert workspace_bytes(workload(batch=2)) == 2 * small
+    assert workspace_bytes(workload(cache=10**9)) == small + 10**9
+
+
+def test_what_fits_passes() -> None:
+    compare(10 * 10**9, 2 * 10**9, 12 * 10**9, "GPU", Placement(CUDA, "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "remedies"),
+    [
+        (Placement(CUDA, "bf16"), "precision 'fp8', the text encoder in fp8, fewer or smaller sizes"),
+        (Placement(CUDA, "fp8"), "the text encoder in fp8, fewer or smaller sizes"),
+        (Placement(CUDA, "fp8", text_fp8=True), ": fewer or smaller sizes, smaller batch sizes need less"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(placement: Placement, remedies: str) -> None:
+    message = f"GPU has 12.0 GB free, .* in {placement.precision} needs about 22.1 GB .*{remedies}"
+    with pytest.raises(NotEnoughMemoryError, match=message) as caught:
+        compare(20 * 10**9, 2_100_000_000, 12 * 10**9, "GPU", placement)
+    assert isinstance(caught.value, CheckpointError)
