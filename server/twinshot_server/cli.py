@@ -123,6 +123,7 @@ def serve(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    text_fp8: Annotated[bool, _option("text_fp8")] = DEFAULTS.text_fp8,
     backend: BackendOption = DEFAULTS.backend,
     sizes: Annotated[str, _option("sizes")] = DEFAULTS.sizes,
     steps: Annotated[str, _option("steps")] = DEFAULTS.steps,

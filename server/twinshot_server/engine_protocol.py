@@ -24,7 +24,8 @@ class ImageEngine(Protocol):
     """What the server needs of an engine; `twinshot_engine.engine.Engine` is one.
 
     An engine that takes adapters also has `adapters` (the names of those loaded), and
-    `load_adapter(name, source)` and `unload_adapter(name)`, which raise InvalidRequestError.
+    `load_adapter(name, source)` and `unload_adapter(name)`, which raise InvalidRequestError. One that
+    remembers prompts may have `cache_statistics` with `hits` and `misses`.
     """
 
     @property

@@ -27,6 +27,7 @@ def _engine_config(settings: Settings) -> EngineConfig:
             checkpoint=settings.checkpoint,
             device=_own_device(settings),
             precision=settings.precision,
+            text_fp8=settings.text_fp8,
             backend=settings.backend,
             sizes=settings.listed_sizes,
             steps=settings.listed_steps,

@@ -68,6 +68,9 @@ class Metrics:
             registry=self.registry,
         )
         self._sent = self._counter("response_bytes", "Bytes of answers to requests for pictures.")
+        self._lookups = self._counter(
+            "text_cache_lookups", "Prompts that were (hit) or were not (miss) encoded already.", "result"
+        )
         self._restarts = self._counter("engine_restarts", "Engines that ended and were replaced.", "reason")
         self._lag = Histogram(
             "twinshot_event_loop_lag_seconds",
@@ -127,6 +130,11 @@ class Metrics:
         self._images.labels(self._model, label).inc()
         for stage, seconds in asdict(times).items():
             self._stage.labels(self._model, stage).observe(seconds)
+
+    def count_lookups(self, hits: int, misses: int) -> None:
+        """So many prompts were, and were not, found encoded."""
+        self._lookups.labels("hit").inc(hits)
+        self._lookups.labels("miss").inc(misses)
 
     def count_dropped(self, gate: str) -> None:
         """A picture was dropped at the gate `queue`, `draw` or `encode`."""

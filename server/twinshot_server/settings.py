@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     checkpoint: str = Field(default="builtin", description="'builtin', a folder, or a Hugging Face Hub id.")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<index>.")
     precision: Precision = Field(default="auto", description="Number format of weights and activations.")
+    text_fp8: bool = Field(default=False, description="Keep the text encoder in fp8 too.")
     backend: Backend = Field(default="auto", description="fused replays CUDA graphs; auto is that on a GPU.")
     sizes: str = Field(
         default="",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,17 @@ def test_a_bad_request_fails_alone(front: Front, moody: MoodyEngine) -> None:
     assert refusals == {1: None, 2: "The prompt is not to my taste."}
     assert finished.drawn == 2
     assert moody.tried == [4, 1, 1, 1, 1]
+
+
+def test_it_tells_how_many_prompts_it_knew(engine: Any) -> None:
+    engine.cache_statistics = SimpleNamespace(hits=5, misses=9)
+    front = Front(lambda _progress: engine)
+    front.hear()
+    front.hear()
+    engine.cache_statistics = SimpleNamespace(hits=6, misses=11)
+    assert front.draw(1, "a")[-1].lookups == (1, 2)
+    assert front.draw(2, "a")[-1].lookups == (0, 0)
+    front.close()
 
 
 def test_what_does_not_fit_into_memory_is_drawn_in_halves(front: Front, moody: MoodyEngine) -> None:

@@ -73,6 +73,7 @@ class EngineWorker:
         self._orders: queue.SimpleQueue[Draw | ChangeAdapter | None] = queue.SimpleQueue()
         self._forgotten: set[tuple[int, int]] = set()
         self._hung_up = threading.Event()
+        self._lookups = (0, 0)
 
     def run(self) -> None:
         """Load, then draw. Raises BrokenEngineError."""
@@ -109,6 +110,7 @@ class EngineWorker:
             _log.error("model failed", exc_info=error)
             self._send(CannotLoad(type(error).__name__, None))
         else:
+            self._count_lookups(engine)  # those of warming and measuring count for nobody
             self._send(Ready(engine.info, costs, adapters_of(engine)))
             return engine
         return None
@@ -134,8 +136,14 @@ class EngineWorker:
         started = time.perf_counter()
         drawn = self._draw(engine, order.batch, order.tasks)
         seconds = time.perf_counter() - started
-        self._send(Finished(order.batch, drawn, seconds, _gpu_bytes()))
+        self._send(Finished(order.batch, drawn, seconds, _gpu_bytes(), self._count_lookups(engine)))
         self._forgotten = {entry for entry in self._forgotten if entry[0] > order.batch}
+
+    def _count_lookups(self, engine: ImageEngine) -> tuple[int, int]:
+        statistics = getattr(engine, "cache_statistics", None)
+        total = (statistics.hits, statistics.misses) if statistics else (0, 0)
+        before, self._lookups = self._lookups, total
+        return total[0] - before[0], total[1] - before[1]
 
     def _draw(self, engine: ImageEngine, batch: int, tasks: Sequence[Task]) -> int:
         """Draw tasks together, or in ever smaller parts if that fails; the number of images."""

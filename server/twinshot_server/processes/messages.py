@@ -122,6 +122,8 @@ class Finished:
     seconds: float
     gpu_bytes: tuple[int, int] | None = None
     """Memory that tensors hold, and that the process has reserved for them."""
+    lookups: tuple[int, int] = (0, 0)
+    """Prompts that were found encoded already, and that were not, since the last batch."""
 
 
 @dataclass(frozen=True, slots=True)

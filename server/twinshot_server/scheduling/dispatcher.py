@@ -197,6 +197,7 @@ class Dispatcher:
 
     def engine_finished(self, batch: Batch, finished: Finished) -> None:
         """An engine is done with a batch, and free if it has no other."""
+        self._metrics.count_lookups(*finished.lookups)
         if finished.drawn:
             self._metrics.count_batch(finished.drawn)
         if finished.drawn == batch.images:
