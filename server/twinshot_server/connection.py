@@ -7,14 +7,15 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEADER_SECONDS = 10.0
-"""How long a client may take from connecting, or from a request's first byte, to the end of its headers."""
 HEADER_BYTES = 65_536
-"""How many bytes its headers may have."""
+"""How many bytes a request's headers may have."""
 
 
 class Connection(HttpToolsProtocol):
     """Closes a connection whose headers are too slow or too long; bodies are `LimitBody`'s."""
+
+    patience = 10.0
+    """Seconds from connecting, or from a request's first byte, to the end of its headers."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -50,9 +51,14 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    @classmethod
+    def with_patience(cls, seconds: float) -> type[Connection]:
+        """The same class with another patience; uvicorn makes the objects itself."""
+        return type("Connection", (cls,), {"patience": seconds})
+
     def _wait_for_headers(self) -> None:
         self._header_bytes = 0
-        self._alarm = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+        self._alarm = self.loop.call_later(self.patience, self.transport.close)
 
     def _stop_waiting(self) -> None:
         if self._alarm is not None:

@@ -80,7 +80,7 @@ def _configure(app: object, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=Connection,
+        http=Connection.with_patience(settings.body_seconds),
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         timeout_keep_alive=75,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +135,16 @@ def test_vllms_names_if_asked_for(make_client: Callable[..., TestClient]) -> Non
     assert 'vllm:num_requests_waiting{model_name="fake"} 0.0' in text
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+def test_promtool_has_no_complaint(client: TestClient) -> None:
+    client.post("/generate", json={"prompt": "a"})
+    text = client.get("/metrics").text
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
 def test_applications_share_nothing(make_client: Callable[..., TestClient]) -> None:
     first, second = make_client(), make_client()
     first.post("/generate", json={"prompt": "a"})
@@ -168,8 +180,12 @@ def test_the_log_tells_a_requests_story_but_never_its_prompt(
         client.post("/generate", json={"prompt": "a secret plan\x00", "seed": 5})
         client.post("/generate", json={"prompt": ["a secret plan"]})
         client.get("/readyz")
+        with client.websocket_connect("/realtime") as session:
+            session.send_json({"id": 1, "prompt": "a secret plan"})
+            session.receive_bytes()
     assert "secret" not in repr(lines) + caplog.text
-    drawn, refused, _, probe = lines
+    drawn, refused, _, probe, session_line = lines
+    assert (session_line["method"], session_line["status"]) == ("WEBSOCKET", 101)
     assert (drawn["request_id"], drawn["status"], drawn["seed"], drawn["batch"]) == ("mine", 200, 5, 1)
     assert drawn["stage_ms"]["denoise"] == 2.0
     assert (refused["status"], refused["error"]) == (422, "invalid_request")

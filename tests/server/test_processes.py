@@ -64,6 +64,15 @@ def test_an_engine_that_hangs_is_noticed_and_replaced(server: Server) -> None:
     assert server.metric('twinshot_engine_restarts_total{reason="hang"}') == 1
 
 
+def test_children_do_not_know_the_keys(tmp_path: Path) -> None:
+    with running(tmp_path, *STUB, TWINSHOT_API_KEYS="ann=anns-secret", **FAST) as server:
+        assert server.post().status_code == 401
+        for pid in server.children("engine") + server.children("encoder"):
+            for source in ("environ", "cmdline"):
+                assert b"anns-secret" not in Path(f"/proc/{pid}/{source}").read_bytes()
+    assert "anns-secret" not in server.log.read_text()
+
+
 def test_an_encoder_that_ends_loses_nothing(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(server.post, seed=seed, format="webp") for seed in range(20)]
@@ -142,6 +151,7 @@ def test_hostile_connections(server: Server) -> None:
     assert raw(server, HEAD + b"Content-Length: 10485760\r\n\r\n" + b"x" * 1000).startswith(b"HTTP/1.1 413")
     assert raw(server, b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000).startswith(b"HTTP/1.1 400")
     assert raw(server, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").startswith(b"HTTP/1.1 400")
+    assert raw(server, b"GET / HTTP/1.1\r\nX: ") == b""  # headers that never end
     raw(server, HEAD + b"Content-Length: 50\r\n\r\n{", half_close=True)
     raw(server, b"", half_close=True)
     assert server.post().status_code == 200

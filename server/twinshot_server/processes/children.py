@@ -13,6 +13,8 @@ from typing import Protocol
 
 from twinshot_server.processes.arena import Arena
 
+_SECRETS = {"TWINSHOT_API_KEYS", "TWINSHOT_ADMIN_KEY"}
+
 Spawn = Callable[[], "Child"]
 
 
@@ -91,5 +93,6 @@ class ThreadChild:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, but without the working directory on the module path."""
-    return os.environ | {"PYTHONSAFEPATH": "1"}
+    """This process's, but without its secrets, and without the working directory on the module path."""
+    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return kept | {"PYTHONSAFEPATH": "1"}
