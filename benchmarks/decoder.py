@@ -268,6 +268,13 @@ def sweep(samples: int) -> None:
         name = " ".join(f"{number}" for number in setting)
         print(f"{name:<24}", *(f"{cell:>17}" for cell in cells), f"{last(*LEVELS[-1], samples):>9.0f}")
     SETTINGS[0].apply()
+    wide = vars(importlib.import_module("twinshot_kernels.wide_attention"))
+    tokens = torch.randn(2, 1, LEVELS[0][1] ** 2, 1, 512, device="cuda", dtype=torch.bfloat16)
+    for size in (512, 256, 128, 64):
+        wide["SCORE_BYTES"] = size * 2**20
+        us = microseconds(partial(attention, tokens[0], tokens[1], tokens[1]), samples)
+        print(f"attention, {size} MiB of scores at a time: {us:.0f}")
+    wide["SCORE_BYTES"] = 512 * 2**20
     print()
 
 

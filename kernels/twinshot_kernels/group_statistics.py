@@ -70,12 +70,14 @@ def _moments_kernel(
     start = image.to(tl.int64) * pixels * channels
     channel = tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, ROWS)[:, None]
-    bias = tl.zeros((1, BLOCK), tl.float32)
+    # In a tile's shape, these are waited for where they are used, behind the first requests for tiles.
+    everywhere = channel + 0 * row
+    bias = tl.zeros((ROWS, BLOCK), tl.float32)
     if channel_bias is not None:
-        bias = tl.load(channel_bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+        bias = tl.load(channel_bias + everywhere, mask=everywhere < channels, other=0.0).to(tl.float32)
     # Measured from a value of the share itself, squares do not cancel however far the mean is from zero.
-    sample = start + program * ROWS * channels + channel
-    origin = tl.load(x + sample, mask=channel < channels, other=0.0).to(tl.float32)
+    sample = start + program * ROWS * channels + everywhere
+    origin = tl.load(x + sample, mask=everywhere < channels, other=0.0).to(tl.float32)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in tl.range(0, TILES, num_stages=STAGES):
@@ -95,7 +97,7 @@ def _moments_kernel(
     mean = tl.sum(sums, axis=0, keep_dims=True) / count
     spread = tl.sum(squares, axis=0, keep_dims=True) - count * mean * mean
     target = moments + (image * programs + program) * (2 * channels) + channel
-    tl.store(target, origin + mean, mask=channel < channels)
+    tl.store(target, tl.max(origin, axis=0, keep_dims=True) + mean, mask=channel < channels)
     tl.store(target + channels, tl.maximum(spread, 0.0), mask=channel < channels)
 
 

@@ -150,7 +150,8 @@ def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.dtype == torch.float32:
         # Half precision is not what whoever passes fp32 asks for.
         return wide_attention_reference(query, key, value)
-    q, k, v = (_halve(x) for x in (query, key, value))
+    q, k = _halve(query), _halve(key)
+    v = k if value is key else _halve(value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     (batch, rows, width), count = q.shape, k.shape[1]
     stride = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE

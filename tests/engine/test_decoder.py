@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from twinshot_engine.vae.folding import fold_upsamplers, folded_kernel
 from twinshot_engine.vae.fused import FusedDecoder
-from twinshot_engine.vae.fused_blocks import FusedUpsampler
+from twinshot_engine.vae.fused_blocks import FusedAttention, FusedUpsampler
 from twinshot_engine.vae.kl import KLDecoder
-from twinshot_engine.vae.kl_blocks import Upsampler
+from twinshot_engine.vae.kl_blocks import MidAttention, Upsampler
 from twinshot_engine.vae.kl_config import KLConfig
 from twinshot_engine.vae.serving import serving_decoder
 
@@ -102,6 +102,16 @@ def test_every_size_draws_diffusers_pixels(batch: int, height: int, width: int) 
     latents = latents_of(batch=batch, height=height, width=width)
     found = FusedDecoder(ours(model))(latents)
     torch.testing.assert_close(found, expected(model, latents), rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_two_projections_attend_as_four() -> None:
+    layer = MidAttention(16, 4)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn_like(parameter) / (4 if parameter.dim() == 2 else 1))
+    x = torch.randn(2, 16, 5, 3)
+    found, _ = FusedAttention(layer, torch.float32)(x, None)
+    torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -166,8 +166,10 @@ def test_wide_attention_in_parts(device: str, agree: Agree, monkeypatch: pytest.
     # Seven queries at a time, whose rows of 45 keys are padded to 48; sixteen keys at a time.
     monkeypatch.setattr(wide, "SCORE_BYTES", 7 * 2 * 48)
     monkeypatch.setattr(wide, "MAX_BLOCK", 16)
-    result = ops.wide_attention(query, key.mT.contiguous().mT, value)
-    agree(result, exact_attention(query, key, value), plain_attention(query, key, value))
+    key = key.mT.contiguous().mT
+    for mixed in (value, key):
+        result = ops.wide_attention(query, key, mixed)
+        agree(result, exact_attention(query, key, mixed), plain_attention(query, key, mixed))
 
 
 def test_wide_scores_beyond_fp16_share_the_weight(device: str) -> None:

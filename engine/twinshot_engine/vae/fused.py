@@ -17,7 +17,7 @@ sum                              3222   1678   3490    7385  15774
 Plain layers move 23.5 GB, and 6.6 more where torch adds the biases of convolutions in passes of their own.
 What went: every bias, into the next pass that reads the tensor; statistics, into the residual add before
 them; the residual add behind a 1x1 shortcut, into the shortcut's product; interpolation, into the
-upsampler's kernel; the attention's output projection, into its values; the last convolution, into the norm
+upsampler's kernel; half of the attention's projections, into the others; the last convolution, into the norm
 before it and the bytes after it; scale, shift, type and layout of the latents, into one copy. Statistics that
 are left stand behind convolutions, whose epilogues are not ours. Attention moves more than a kernel that
 keeps scores on the chip would, and takes less time (see :func:`twinshot_kernels.wide_attention`).

@@ -100,31 +100,34 @@ class FusedResnet(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """A :class:`MidAttention` with one product before attention and none after it.
+    """A :class:`MidAttention` of two projections instead of four: tokens are their own keys and values.
 
-    Rows of attention weights sum to 1, so the output projection can be applied to the values beforehand,
-    and the value's bias passes through it; the key's bias moves all scores of a query alike and falls out
-    of the softmax.
+    Scores are ``(x Q + q)(x K + k)^T``. The key's bias moves all scores of a query alike and falls out of the
+    softmax; the rest is ``(x Q K^T + q K^T) x^T``, which needs one projection of ``x``. Mixing tokens and
+    projecting them can change places, so the value's and the output's projections are one behind attention;
+    as rows of weights sum to 1, the value's bias just passes through it.
     """
 
     def __init__(self, layer: MidAttention, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm = FusedNorm(layer.group_norm, None, silu=False)
         (out,) = layers_of(layer.to_out, nn.Linear)
-        mixed_value = out.weight.detach().float() @ layer.to_v.weight.detach().float()
-        query_key = torch.cat([layer.to_q.weight, layer.to_k.weight]).detach().float()
-        self.weight = constant(torch.cat([query_key, mixed_value]), dtype)
-        self.packed_bias = constant(functional.pad(bias_of(layer.to_q), (0, 2 * out.in_features)), dtype)
-        bias = bias_of(out) + out.weight.detach().float() @ bias_of(layer.to_v)
-        self.bias = constant(bias, torch.float32)
+        query, key, value, mix = (
+            part.weight.detach().float() for part in (layer.to_q, layer.to_k, layer.to_v, out)
+        )
+        self.query = constant(key.T @ query, dtype)
+        self.query_bias = constant(key.T @ bias_of(layer.to_q), dtype)
+        self.out = constant(mix @ value, dtype)
+        self.bias = constant(bias_of(out) + mix @ bias_of(layer.to_v), torch.float32)
 
     def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
         """Mix the positions of ``[B, C, H, W]``."""
         batch, channels, height, width = x.shape
-        tokens = self.norm(x, statistics).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        packed = functional.linear(tokens, self.weight, self.packed_bias).unsqueeze(2)
-        mixed = attention(*packed.chunk(3, dim=-1)).reshape(batch, height, width, channels)
-        return residual_statistics(x, mixed.permute(0, 3, 1, 2), self.norm.groups, self.norm.eps, self.bias)
+        tokens = self.norm(x, statistics).permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
+        query = functional.linear(tokens, self.query, self.query_bias)
+        mixed = functional.linear(attention(query, tokens, tokens), self.out)
+        mixed = mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return residual_statistics(x, mixed, self.norm.groups, self.norm.eps, self.bias)
 
 
 class FusedMidBlock(nn.Module):
