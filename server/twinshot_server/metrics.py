@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ SECONDS = (
 """Histogram bounds fine enough for a p99 of some milliseconds."""
 
 _LAG_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5)
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_BUILD = ("version", "torch", "family", "device", "precision")
 _OUTCOMES = {
     200: "ok",
     401: "denied",
@@ -50,43 +52,27 @@ class Metrics:
         self._requests = self._counter(
             "requests", "Requests for pictures, by how they ended.", "model", "outcome", "key"
         )
-        self._duration = self._histogram(
-            "request_duration", "Time from request to answer, of successful requests.", ["model"]
-        )
-        self._stage = self._histogram(
-            "stage_duration", "Time a picture spent in one stage.", ["model", "stage"]
-        )
+        text = "Time from request to answer, of successful requests."
+        self._duration = self._histogram("request_duration_seconds", text, SECONDS, "model")
+        text = "Time a picture spent in one stage."
+        self._stage = self._histogram("stage_duration_seconds", text, SECONDS, "model", "stage")
         self._images = self._counter("images", "Pictures drawn and encoded.", "model", "size")
         self._dropped = self._counter(
             "dropped_images", "Pictures that nobody wanted any more, by the gate that dropped them.", "gate"
         )
-        self._batch = Histogram(
-            "twinshot_batch_size",
-            "Pictures that were drawn together.",
-            ["model"],
-            buckets=(1, 2, 4, 8, 16, 32),
-            registry=self.registry,
-        )
+        self._batch = self._histogram("batch_size", "Pictures that were drawn together.", _BATCHES, "model")
         self._sent = self._counter("response_bytes", "Bytes of answers to requests for pictures.")
         self._lookups = self._counter(
             "text_cache_lookups", "Prompts that were (hit) or were not (miss) encoded already.", "result"
         )
         self._restarts = self._counter("engine_restarts", "Engines that ended and were replaced.", "reason")
-        self._lag = Histogram(
-            "twinshot_event_loop_lag_seconds",
-            "How late the event loop runs what is due.",
-            buckets=_LAG_SECONDS,
-            registry=self.registry,
+        self._lag = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop runs what is due.", _LAG_SECONDS
         )
         self.realtime_sessions = self._gauge("realtime_sessions", "Open connections to /realtime.")
         self.realtime_dropped = self._counter("realtime_dropped", "Frames that a newer one superseded.")
         self._load = self._gauge("model_load_seconds", "Time the model took to load.", "model")
-        self._build = self._gauge(
-            "build_info",
-            "Always 1; the labels tell what runs.",
-            *("version", "torch", "family", "device"),
-            "precision",
-        )
+        self._build = self._gauge("build_info", "Always 1; the labels tell what runs.", *_BUILD)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -151,8 +137,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"twinshot_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: list[str]) -> Histogram:
-        return Histogram(f"twinshot_{name}_seconds", text, labels, buckets=SECONDS, registry=self.registry)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"twinshot_{name}", text, labels, buckets=bounds, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"twinshot_{name}", text, labels, registry=self.registry)

@@ -40,39 +40,44 @@ class LimitBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = int(Headers(scope=scope).get("content-length", "0"))
-        received, complete = 0, False
-        deadline = asyncio.get_running_loop().time() + self._seconds
+        if scope["type"] == "http":
+            declared = int(Headers(scope=scope).get("content-length", "0"))
+            receive = _Body(receive, declared, self._limit, self._seconds).receive
+        await self._app(scope, receive, send)
 
-        async def limited() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()
-            if declared > self._limit:
-                raise self._too_large()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise self._too_slow() from None
-            received += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if received > self._limit:
-                raise self._too_large()
-            return message
 
-        await self._app(scope, limited, send)
+class _Body:
+    """One request's body on its way in, counted and timed; what comes after it is not."""
 
-    def _too_large(self) -> HTTPException:
-        message = f"The body is larger than the {self._limit} bytes that are accepted"
-        return HTTPException(413, message, {"Connection": "close"})
+    def __init__(self, receive: Receive, declared: int, limit: int, seconds: float) -> None:
+        self._receive = receive
+        self._size = declared
+        self._limit = limit
+        self._seconds = seconds
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._received = 0
+        self._complete = False
 
-    def _too_slow(self) -> HTTPException:
-        message = f"The body did not arrive within {self._seconds:g} s"
-        return HTTPException(408, message, {"Connection": "close"})
+    async def receive(self) -> Message:
+        """The next piece. Raises HTTPException."""
+        if self._complete:
+            return await self._receive()
+        self._check_size()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            said = f"The body did not arrive within {self._seconds:g} s"
+            raise HTTPException(408, said, {"Connection": "close"}) from None
+        self._received += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        self._check_size()
+        return message
+
+    def _check_size(self) -> None:
+        if max(self._size, self._received) > self._limit:
+            said = f"The body is larger than the {self._limit} bytes that are accepted"
+            raise HTTPException(413, said, {"Connection": "close"})
 
 
 class Observe:
@@ -93,32 +98,15 @@ class Observe:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
-        started = time.monotonic()
+        started, state = time.monotonic(), scope.setdefault("state", {})
         state |= {"request_id": _request_id(scope), "facts": {}, "arrived": started}
-        status, sent = 500, 0
-
-        async def answer(message: Message) -> None:
-            nonlocal status, sent
-            if message["type"] == "websocket.accept":
-                status = 101
-            elif message["type"] == "websocket.close" and status != 101:
-                status = 403
-            elif message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = state["request_id"]
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            sent += len(message.get("body", b""))
-            await send(message)
-
+        answer = _Answer(send, state["request_id"])
         with self._tracer.request(scope) as span:
             try:
-                await self._app(scope, receive, answer)
+                await self._app(scope, receive, answer.send)
             finally:
-                status = state["facts"].pop("outcome", status)
-                self._finish(scope, status, time.monotonic() - started, sent)
+                status = state["facts"].pop("outcome", answer.status)
+                self._finish(scope, status, time.monotonic() - started, answer.sent)
                 span.finish(status, state["facts"])
 
     def _finish(self, scope: Scope, status: int, seconds: float, sent: int) -> None:
@@ -139,6 +127,34 @@ class Observe:
         }
         write = _log.info if asks_pictures else _log.debug
         write("request", **facts)
+
+
+class _Answer:
+    """One answer on its way out: what it began with, and how many bytes it had."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 500
+        self.sent = 0
+        self._send = send
+        self._request_id = request_id
+
+    async def send(self, message: Message) -> None:
+        """Pass one message on."""
+        match message["type"]:
+            case "http.response.start":
+                self.status = message["status"]
+                self._add_headers(MutableHeaders(scope=message))
+            case "websocket.accept":
+                self.status = 101
+            case "websocket.close" if self.status != 101:
+                self.status = 403
+        self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+    def _add_headers(self, headers: MutableHeaders) -> None:
+        headers["X-Request-Id"] = self._request_id
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
 
 
 def _request_id(scope: Scope) -> str:

@@ -18,9 +18,10 @@ from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.children import Spawn
 from twinshot_server.processes.messages import Cost, Finished
 from twinshot_server.scheduling.admission import Forecast, admit
+from twinshot_server.scheduling.batch import Batch
 from twinshot_server.scheduling.costs import CostTable
 from twinshot_server.scheduling.encoder_link import EncoderLink
-from twinshot_server.scheduling.engine_link import Batch, EngineLink
+from twinshot_server.scheduling.engine_link import EngineLink
 from twinshot_server.scheduling.fair_queue import FairQueue
 from twinshot_server.scheduling.jobs import DeadlineError, FailedError, Job, Picture, StoppingError
 from twinshot_server.scheduling.pool import EnginePool

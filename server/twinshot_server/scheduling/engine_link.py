@@ -6,21 +6,19 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import structlog
 
 from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.types import EngineInfo, GenerateRequest, Size, StageTimes
+from twinshot_engine.types import EngineInfo, GenerateRequest
 from twinshot_server.engine_protocol import LOADING_ERRORS
 from twinshot_server.processes.children import Spawn
 from twinshot_server.processes.messages import (
     Answered,
     CannotLoad,
     ChangeAdapter,
-    Cost,
     Draw,
     Drawn,
     Finished,
@@ -32,6 +30,7 @@ from twinshot_server.processes.messages import (
     Validate,
 )
 from twinshot_server.processes.supervisor import Supervisor
+from twinshot_server.scheduling.batch import Batch, Owner
 from twinshot_server.scheduling.jobs import FailedError, Job
 
 _log = structlog.stdlib.get_logger("twinshot")
@@ -42,54 +41,6 @@ _numbers = itertools.count(1)
 
 class EngineLostError(Exception):
     """The engine ended before it answered."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """Jobs in an engine, by number, with the slots their pixels go to."""
-
-    number: int
-    jobs: Mapping[int, tuple[Job, int]]
-    expected: float
-    """Seconds it should take."""
-    started: float
-    """The moment it was sent, or its forerunner ended."""
-    images: int = field(init=False)
-    size: Size = field(init=False)
-    steps: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.images = len(self.jobs)
-        first, _ = next(iter(self.jobs.values()))
-        self.size, self.steps = first.size, first.request.steps
-
-
-class Owner(Protocol):
-    """The dispatcher, as its engines call it."""
-
-    def engine_ready(self, engine: EngineLink, costs: Sequence[Cost]) -> None:
-        """It is loaded and warm."""
-        ...
-
-    def engine_drew(self, job: Job, slot: int, times: StageTimes, together: int) -> None:
-        """A job's pixels are in its slot."""
-        ...
-
-    def engine_dropped(self, job: Job, slot: int, error: Exception | None) -> None:
-        """A job will not be drawn: it failed, or nobody wants it."""
-        ...
-
-    def engine_finished(self, batch: Batch, finished: Finished) -> None:
-        """It is done with a batch."""
-        ...
-
-    def engine_lost(self, reason: str) -> None:
-        """It ended, or hung and was ended; what it had in work was dropped."""
-        ...
-
-    def engine_gave_up(self) -> None:
-        """It will not come back."""
-        ...
 
 
 class EngineLink:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.types import EngineInfo, GenerateRequest
 from twinshot_server.processes.children import Spawn
-from twinshot_server.scheduling.engine_link import EngineLink, EngineLostError, Owner
+from twinshot_server.scheduling.batch import Owner
+from twinshot_server.scheduling.engine_link import EngineLink, EngineLostError
 from twinshot_server.settings import Settings
 
 
