@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from twinshot_engine.errors import InvalidRequestError
+from twinshot_server.access.paths import GENERATE, IMAGES, OPENAI, route_path
 from twinshot_server.openai_schemas import ImagesBody
 from twinshot_server.scheduling.admission import RefusedError
 from twinshot_server.scheduling.jobs import DeadlineError, FailedError, StoppingError
@@ -45,7 +46,7 @@ _TITLES = {
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_BODIES: dict[str, type[BaseModel]] = {"/generate": GenerateBody, "/v1/images/generations": ImagesBody}
+_BODIES: dict[str, type[BaseModel]] = {GENERATE: GenerateBody, IMAGES: ImagesBody}
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _UNEXPECTED = "The server failed unexpectedly; its log says why under this request id."
 
@@ -77,7 +78,7 @@ def with_retry(status: int, code: str, message: str, seconds: float) -> ApiError
     return ApiError(status, code, message, headers=headers)
 
 
-def as_api_error(error: BaseException, path: str = "/generate") -> ApiError:
+def as_api_error(error: BaseException, path: str = GENERATE) -> ApiError:
     """Any failure as what the client of this path is told of it."""
     if isinstance(error, ApiError):
         return error
@@ -92,7 +93,7 @@ def as_api_error(error: BaseException, path: str = "/generate") -> ApiError:
 
 def error_body(path: str, request_id: str, error: ApiError) -> dict[str, Any]:
     """What the client of this path reads of the error."""
-    if path.startswith("/v1/"):
+    if path.startswith(OPENAI):
         kind = _OPENAI_TYPES.get(_openai_status(error.status))
         kind = kind or ("invalid_request_error" if error.status < 500 else "server_error")
         return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
@@ -109,7 +110,7 @@ def error_body(path: str, request_id: str, error: ApiError) -> dict[str, Any]:
 
 def error_response(path: str, request_id: str, error: ApiError) -> Response:
     """The whole answer."""
-    is_openai = path.startswith("/v1/")
+    is_openai = path.startswith(OPENAI)
     return Response(
         json.dumps(error_body(path, request_id, error)),
         _openai_status(error.status) if is_openai else error.status,
@@ -125,11 +126,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    told = as_api_error(error, request.url.path)
+    path = route_path(request.scope)
+    told = as_api_error(error, path)
     if told.status == 405:
         told = _wrong_method(request)
     request.state.facts["error"] = told.code
-    response = error_response(request.url.path, request.state.request_id, told)
+    response = error_response(path, request.state.request_id, told)
     if told.code == "internal_error":  # what answers an unexpected failure stands outside of all middleware
         response.headers["X-Request-Id"] = request.state.request_id
     return response

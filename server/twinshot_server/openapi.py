@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from twinshot_server.access.paths import ADMIN, OPENAI, is_open
+
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the server has any."},
     "admin": {"type": "http", "scheme": "bearer", "description": "The admin key."},
@@ -29,9 +31,9 @@ def describe_with_keys(app: FastAPI) -> None:
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    if path.startswith("/admin/"):
+    if path.startswith(ADMIN):
         operation["security"] = [{"admin": []}]
-    elif path.startswith(("/generate", "/v1/")):
+    elif not is_open(path):
         operation["security"] = [{}, {"bearer": []}]
-    if path.startswith("/v1/"):
+    if path.startswith(OPENAI):
         operation["responses"].pop("422", None)  # FastAPI's own; here it is a 400, as OpenAI has it

@@ -79,6 +79,16 @@ def test_what_needs_no_key(guarded: TestClient) -> None:
     assert guarded.get("/v1/models").status_code == 401
 
 
+def test_keys_hold_below_a_mount_point_too(make_client: Callable[..., TestClient]) -> None:
+    app = make_client(api_keys="ann=anns-secret").app
+    mounted = TestClient(app, root_path="/pictures")
+    for path in ("/generate", "/v1/models", "/admin/adapters", "/realtime", "/nothing", "//generate"):
+        assert mounted.get(f"/pictures{path}").status_code == 401, path
+    assert mounted.get("/pictures/livez").status_code == 200
+    assert mounted.get("/pictures/v1/models").json()["error"]["code"] == "invalid_key"
+    assert mounted.get("/pictures/v1/models", headers=bearer("anns-secret")).status_code == 200
+
+
 def test_admin_calls_have_their_own_key(guarded: TestClient) -> None:
     assert guarded.get("/admin/adapters", headers=bearer("bobs-secret")).status_code == 403
     assert guarded.get("/admin/adapters", headers=bearer("operators-secret")).json() == {"adapters": []}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from twinshot_server.access.keys import Caller, KeyRing
+from twinshot_server.access.paths import ADMIN, PICTURES, is_open, route_path
 from twinshot_server.errors import ApiError, error_response
 
-_GUARDED = ("/generate", "/realtime", "/v1/", "/admin/")
-_COUNTED = ("/generate", "/v1/images/")
 KEY_PROTOCOL = "twinshot.key."
 """Browsers cannot set headers of a WebSocket; this and the key in base64url can be a subprotocol."""
 
@@ -32,27 +32,24 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] not in {"http", "websocket"} or not scope["path"].startswith(_GUARDED):
+        path = route_path(scope) if scope["type"] != "lifespan" else "/"
+        if is_open(path):
             await self._app(scope, receive, send)
             return
         try:
-            caller = self._identify(scope)
-            scope["state"]["caller"] = caller
-            if not scope["path"].startswith(_COUNTED):
-                await self._app(scope, receive, send)
-                return
-            with caller.limits.request():
+            caller = scope["state"]["caller"] = self._identify(scope, path)
+            with caller.limits.request() if path in PICTURES else nullcontext():
                 await self._app(scope, receive, send)
         except ApiError as error:
             await _refuse(scope, receive, send, error)
 
-    def _identify(self, scope: Scope) -> Caller:
+    def _identify(self, scope: Scope, path: str) -> Caller:
         headers = Headers(scope=scope)
         if scope["type"] == "websocket":
             self._check_origin(headers)
         presented = _presented_key(headers)
         caller = self._ring.find(presented) if presented else None
-        if scope["path"].startswith("/admin/"):
+        if path.startswith(ADMIN):
             return _require_admin(caller)
         if caller is not None:
             return caller
@@ -103,4 +100,4 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -
         await send({"type": "websocket.close", "code": 1008, "reason": error.message})
         return
     scope["state"]["facts"]["error"] = error.code
-    await error_response(scope["path"], scope["state"]["request_id"], error)(scope, receive, send)
+    await error_response(route_path(scope), scope["state"]["request_id"], error)(scope, receive, send)

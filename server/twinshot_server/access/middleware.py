@@ -13,13 +13,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from twinshot_server.access.paths import PICTURES, route_path
 from twinshot_server.metrics import Metrics
 from twinshot_server.tracing import Tracer
 
 _log = structlog.stdlib.get_logger("twinshot")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PICTURE_PATHS = {"/generate", "/v1/images/generations"}
-"""A POST to one of these is a request for pictures, which is counted and logged as such."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -111,7 +110,7 @@ class Observe:
 
     def _finish(self, scope: Scope, status: int, seconds: float, sent: int) -> None:
         state = scope["state"]
-        asks_pictures = scope.get("method") == "POST" and scope["path"] in PICTURE_PATHS
+        asks_pictures = scope.get("method") == "POST" and route_path(scope) in PICTURES
         caller = state["caller"].name if "caller" in state else None
         if asks_pictures:
             self._metrics.count_request(status, seconds, caller or "none", sent)

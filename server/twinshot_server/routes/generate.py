@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from twinshot_engine.types import GenerateRequest
+from twinshot_server.access.paths import GENERATE
 from twinshot_server.answers import GenerateResult, ImageResult, Timings, describe_problem
 from twinshot_server.errors import as_api_error, error_body
 from twinshot_server.events import EventStream, describe_events, event, with_base64
@@ -48,7 +49,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/generate", responses=RESPONSES, response_class=Response, tags=["pictures"])
+@router.post(GENERATE, responses=RESPONSES, response_class=Response, tags=["pictures"])
 async def generate(body: GenerateBody, request: Request, service: ServiceOf, caller: CallerOf) -> Response:
     """Draw pictures of one prompt. `Accept` chooses between a file, JSON and events."""
     reply = choose_reply(request.headers.get("accept", ""), body.format, images=body.n, stream=body.stream)
@@ -136,7 +137,7 @@ async def _events(request: Request, service: Service, order: Order, reply: Reply
     except Exception as error:  # it is told in the stream, as the answer has begun  # noqa: BLE001
         told = as_api_error(error)
         facts.update(outcome=told.status, error=told.code)
-        yield event("error", json.dumps(error_body("/generate", request.state.request_id, told)).encode())
+        yield event("error", json.dumps(error_body(GENERATE, request.state.request_id, told)).encode())
     finally:
         order.cancel()
 

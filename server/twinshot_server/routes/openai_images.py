@@ -11,6 +11,7 @@ import pybase64
 from fastapi import APIRouter, Request, Response
 
 from twinshot_engine.types import GenerateRequest
+from twinshot_server.access.paths import IMAGES
 from twinshot_server.answers import OpenAIError
 from twinshot_server.errors import as_api_error, error_body
 from twinshot_server.events import EventStream, describe_events, event, with_base64
@@ -21,7 +22,6 @@ from twinshot_server.scheduling.jobs import Picture
 from twinshot_server.service import CallerOf, ServiceOf, Terms, unless_gone
 
 router = APIRouter()
-PATH = "/v1/images/generations"
 _COMPLETED = "image_generation.completed"
 
 _STATUSES = {
@@ -40,7 +40,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post(PATH, responses=_RESPONSES, response_class=Response, tags=["OpenAI"])
+@router.post(IMAGES, responses=_RESPONSES, response_class=Response, tags=["OpenAI"])
 async def create_images(body: ImagesBody, request: Request, service: ServiceOf, caller: CallerOf) -> Response:
     """Draw pictures as OpenAI's API has it; `stream` answers with events."""
     requests = body.requests(service.info)
@@ -95,7 +95,7 @@ async def _events(request: Request, order: Order, body: ImagesBody) -> AsyncIter
     except Exception as error:  # it is told in the stream, as the answer has begun  # noqa: BLE001
         told_error = as_api_error(error)
         facts.update(outcome=told_error.status, error=told_error.code)
-        answer = error_body(PATH, request.state.request_id, told_error)
+        answer = error_body(IMAGES, request.state.request_id, told_error)
         yield event("error", json.dumps({"type": "error", **answer}).encode())
     finally:
         order.cancel()
