@@ -104,12 +104,13 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _service(request: Request) -> Service:
+# Coroutines, because FastAPI sends plain functions through a thread, which costs more than they do.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -40,6 +41,8 @@ async def dispatching(engine: Any, **settings: Any) -> AsyncIterator[Dispatcher]
         engine.release()
         await asyncio.wait_for(dispatcher.stop(), 10)
     assert dispatcher.running == dispatcher.waiting == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(dispatcher._arena.descriptor)
     assert sorted(dispatcher._slots) == list(range(dispatcher._arena.slots))
 
 

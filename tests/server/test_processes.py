@@ -146,6 +146,20 @@ def raw(server: Server, content: bytes, *, half_close: bool = False) -> bytes:
     return bytes(received)
 
 
+def test_garbage_in_a_websocket(server: Server) -> None:
+    hello = (
+        b"GET /realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    unmasked, reserved, huge = b"\x81\x05hello", b"\xff\xff\xff", b"\x81\xff\x7f" + b"\xff" * 11
+    for garbage in (b"", unmasked, reserved, huge, b"\x00" * 300, b"GET / HTTP/1.1\r\n\r\n"):
+        assert raw(server, hello + garbage, half_close=True).startswith(b"HTTP/1.1 101")
+    assert raw(server, hello.replace(b"13\r\n", b"12\r\n")).startswith(b"HTTP/1.1 400")
+    eventually(lambda: server.metric("twinshot_realtime_sessions") == 0)
+    assert server.post().status_code == 200
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_hostile_connections(server: Server) -> None:
     assert raw(server, HEAD + b"Content-Length: 50\r\n\r\n{").startswith(b"HTTP/1.1 408")
     assert raw(server, HEAD + b"Content-Length: 10485760\r\n\r\n" + b"x" * 1000).startswith(b"HTTP/1.1 413")

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import tempfile
+import weakref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ class Arena:
     def __init__(self, slots: int, descriptor: int | None = None) -> None:
         self.slots = slots
         self.descriptor = _anonymous_file(slots * SLOT_BYTES) if descriptor is None else descriptor
+        self._close = weakref.finalize(self, os.close, self.descriptor)
         self._memory = mmap.mmap(self.descriptor, slots * SLOT_BYTES)
 
     def write_pixels(self, slot: int, pixels: NDArray[np.uint8]) -> None:
@@ -55,7 +57,7 @@ class Arena:
 
     def close(self) -> None:
         """Let go of the memory."""
-        os.close(self.descriptor)
+        self._close()
         with contextlib.suppress(BufferError):  # an array still looks at it; it goes with the array
             self._memory.close()
 

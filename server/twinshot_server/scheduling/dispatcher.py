@@ -91,6 +91,7 @@ class Dispatcher:
             await asyncio.wait(self._encoding, timeout=5)
         await self.encoder.stop()
         await asyncio.gather(*self._encoding, return_exceptions=True)
+        self._arena.close()
         if not self.ready.done():
             self.ready.set_exception(StoppingError("The server stopped."))
 
