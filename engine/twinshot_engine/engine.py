@@ -261,7 +261,7 @@ def describe(checkpoint: Checkpoint, model: Model, config: EngineConfig, seconds
         precision=model.placement.precision,
         text_precision=model.placement.text_precision,
         backend=model.placement.backend,
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
         parameters=model.count_parameters(),
         sizes=model.card.sizes.listed,
         size_rule=str(model.card.sizes),

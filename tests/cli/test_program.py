@@ -94,6 +94,13 @@ def test_the_command_line_and_the_server_draw_the_same(
         assert Image.open(tmp_path / "out.png").tobytes() == client.generate(PROMPT, seed=7).image.tobytes()
 
 
+def test_the_front_does_without_torch(program: str) -> None:
+    with started(program, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+
+
 def test_refusals_over_http(server: tuple[str, Path]) -> None:
     with Client(server[0]) as client:
         with pytest.raises(APIStatusError, match="100x100") as caught:

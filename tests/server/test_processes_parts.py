@@ -62,6 +62,18 @@ def test_the_end_of_the_other_end_is_noticed(sent: bytes) -> None:
                 read(ours)
 
 
+def test_foreign_objects_are_not_made() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel.send(theirs, torch.__version__)  # a string of torch's own
+        with pytest.raises(channel.ForeignMessageError, match="torch"):
+            channel.receive(ours)
+        body = b"cos\nsystem\n(S'true'\ntR."
+        theirs.sendall(len(body).to_bytes(4, "big") + body)
+        with pytest.raises(channel.ForeignMessageError, match="system"):
+            channel.receive(ours)
+
+
 def test_slots_are_apart_and_shared_by_the_descriptor() -> None:
     arena = Arena(3)
     other = Arena(3, os.dup(arena.descriptor))

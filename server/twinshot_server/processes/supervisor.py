@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import structlog
 
-from twinshot_server.processes.channel import Channel
+from twinshot_server.processes.channel import Channel, ForeignMessageError
 from twinshot_server.processes.children import Child, Spawn
 
 _log = structlog.stdlib.get_logger("twinshot")
@@ -110,7 +111,7 @@ class Supervisor:
         channel = self._channel = await Channel.open(child.stream)
         self._listener.opened()
         hopeless = False
-        with contextlib.suppress(EOFError):
+        with _until_the_end(self._name):
             while True:
                 hopeless = self._listener.received(await channel.receive()) or hopeless
         self._channel = None
@@ -121,3 +122,14 @@ class Supervisor:
             _log.log(20 if hopeless else 40, "child ended", child=self._name, reason=reason)
         self._listener.lost(reason)
         return hopeless
+
+
+@contextlib.contextmanager
+def _until_the_end(name: str) -> Iterator[None]:
+    """Goes on after the other end hung up, or said what it must not."""
+    try:
+        yield
+    except ForeignMessageError as error:
+        _log.error("child is not to be trusted", child=name, reason=str(error))
+    except EOFError:
+        pass
