@@ -100,11 +100,8 @@ def _weigh_kernel(
 
 
 def _halve(x: Tensor) -> Tensor:
-    """``[B, N, 1, D]`` to ``[B, N, D]`` in fp16, rows without gaps between their elements."""
+    """``[B, N, 1, D]`` to ``[B, N, D]`` in fp16, contiguous."""
     batch, rows, _, width = x.shape
-    if x.dtype == torch.float16:
-        x = x.squeeze(2)
-        return x if x.stride(2) == 1 and x.stride(1) >= width else x.contiguous()
     out = torch.empty((batch, rows, width), dtype=torch.float16, device=x.device)
     step = 8
     _halve_kernel[(triton.cdiv(rows, step), batch)](
@@ -147,8 +144,8 @@ def _mix(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    if query.dtype == torch.float32:
-        # Half precision is not what whoever passes fp32 asks for.
+    if query.dtype != torch.bfloat16:
+        # Rounding scores to fp16 moves them less than bf16's rounding of queries and keys does; not fp16's.
         return wide_attention_reference(query, key, value)
     q, k = _halve(query), _halve(key)
     v = k if value is key else _halve(value)
@@ -173,8 +170,8 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let every query attend to every key of its image, with one head wider than flash kernels take.
 
     Args:
-        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512, of any strides. In 16 bit, elements count as fp16:
-            beyond 65504 they are cut off, below 6e-5 they lose bits.
+        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512, of any strides. On CUDA, bf16 elements count as
+            fp16: beyond 65504 they are cut off, below 6e-5 they lose bits; other types run the reference.
         key: ``[B, M, 1, D]``.
         value: ``[B, M, 1, D]``.
 
