@@ -7,7 +7,7 @@ The one place where an attention kernel is chosen. Every row of a batch attends 
 |---|---|
 | ``fa3`` | Hopper, 16 bit, 64 <= D <= 256, the package ``fa3-fwd`` installed, no gradient |
 | ``cudnn`` | Hopper, other D <= 256: torch's SDPA with cuDNN first |
-| ``wide`` | Hopper, 16 bit, one head of 320 to 512, Triton installed, no gradient: two products in fp16 |
+| ``wide`` | Hopper, bf16, one head of 320 to 512, Triton installed, no gradient: two products in fp16 |
 | ``sdpa`` | everything else: torch's SDPA with its own order |
 
 The environment variable ``TWINSHOT_ATTENTION`` (``fa3``, ``cudnn`` or ``sdpa``) overrides the first two;
@@ -77,7 +77,9 @@ def attention_backend(dtype: torch.dtype, head_dim: int, device: torch.device) -
         return "cudnn" if wanted == "cudnn" else "sdpa"
     half = dtype in (torch.bfloat16, torch.float16)
     if head_dim > max(FLASH_HEAD_DIMS):
-        return "wide" if half and head_dim in WIDE_HEAD_DIMS and HAS_TRITON else "sdpa"
+        # Scores in fp16 are exact enough beside bf16's rounding, and not beside fp16's own.
+        wide = dtype == torch.bfloat16 and head_dim in WIDE_HEAD_DIMS and HAS_TRITON
+        return "wide" if wide else "sdpa"
     flash = half and head_dim in FLASH_HEAD_DIMS and HAS_FA3
     return "fa3" if flash and wanted != "cudnn" else "cudnn"
 

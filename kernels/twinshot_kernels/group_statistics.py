@@ -18,8 +18,8 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._images import ImageTiles
 from twinshot_kernels._triton import jit, tl, triton
 
-# Two to each of an H100's processors, all at work at once; their partial results are few to combine.
-MAX_PROGRAMS = 256
+# One to each of an H100's processors, all at work at once; their partial results are few to combine.
+MAX_PROGRAMS = 128
 
 
 def group_statistics_reference(

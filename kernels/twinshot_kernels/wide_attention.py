@@ -31,6 +31,7 @@ MAX_BLOCK = 16384
 ELEMENTS_PER_WARP = 2048
 # Rows of scores start where 16 bytes do, as the copy engine of the matrix units asks.
 ROW_MULTIPLE = 8
+ROUNDED_ROWS = 8
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -43,8 +44,9 @@ def wide_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tenso
 
 
 @jit
-def _halve_kernel(
+def _round_kernel(
     x: tl.tensor,
+    divisors: tl.tensor | None,
     out: tl.tensor,
     rows: int,
     width: int,
@@ -55,14 +57,17 @@ def _halve_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Round to fp16; what is too large for it becomes its largest number."""
+    """Divide rows if asked to, and round them; what is too large for fp16 becomes its largest number."""
     image = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row, column = line[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (column < width)
     source = image * image_stride + row.to(tl.int64) * row_stride + column * column_stride
-    value = tl.clamp(tl.load(x + source, mask=inside, other=0.0).to(tl.float32), -LARGEST, LARGEST)
-    tl.store(out + (image * rows + row) * width + column, value.to(tl.float16), mask=inside)
+    value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
+    if divisors is not None:
+        value = value / tl.load(divisors + line, mask=line < rows, other=1.0)[:, None]
+    value = tl.clamp(value, -LARGEST, LARGEST).to(out.dtype.element_ty)
+    tl.store(out + (image * rows + row) * width + column, value, mask=inside)
 
 
 @jit
@@ -99,27 +104,27 @@ def _weigh_kernel(
     tl.store(sums + row, tl.sum(total, axis=0))
 
 
-def _halve(x: Tensor) -> Tensor:
-    """``[B, N, 1, D]`` to ``[B, N, D]`` in fp16, rows without gaps between their elements."""
-    batch, rows, _, width = x.shape
-    if x.dtype == torch.float16:
-        x = x.squeeze(2)
-        return x if x.stride(2) == 1 and x.stride(1) >= width else x.contiguous()
-    out = torch.empty((batch, rows, width), dtype=torch.float16, device=x.device)
-    step = 8
-    _halve_kernel[(triton.cdiv(rows, step), batch)](
+def _round(x: Tensor, out: Tensor, divisors: Tensor | None = None) -> Tensor:
+    """Write ``x`` ``[B, N, D]``, its rows divided by ``divisors`` ``[N, 1]``, to the contiguous ``out``."""
+    batch, rows, width = x.shape
+    _round_kernel[(triton.cdiv(rows, ROUNDED_ROWS), batch)](
         x,
+        divisors,
         out,
         rows,
         width,
-        x.stride(0),
-        x.stride(1),
-        x.stride(3),
+        *x.stride(),
         LARGEST=LARGEST,
-        ROWS=step,
+        ROWS=ROUNDED_ROWS,
         BLOCK=triton.next_power_of_2(width),
     )
     return out
+
+
+def _halve(x: Tensor) -> Tensor:
+    """Round ``[B, N, 1, D]`` to ``[B, N, D]`` in fp16, contiguous."""
+    x = x.squeeze(2)
+    return _round(x, torch.empty(x.shape, dtype=torch.float16, device=x.device))
 
 
 def _weigh(scores: Tensor) -> Tensor:
@@ -147,8 +152,8 @@ def _mix(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    if query.dtype == torch.float32:
-        # Half precision is not what whoever passes fp32 asks for.
+    if query.dtype != torch.bfloat16:
+        # Rounding scores to fp16 moves them less than bf16's rounding of queries and keys does; not fp16's.
         return wide_attention_reference(query, key, value)
     q, k = _halve(query), _halve(key)
     v = k if value is key else _halve(value)
@@ -162,7 +167,7 @@ def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = buffer[: len(part), :count]
         torch.addmm(scores, part, k[image].T, beta=0, alpha=width**-0.5, out=scores)
         sums = _weigh(scores)
-        torch.div(_mix(scores, v[image]), sums, out=target)
+        _round(_mix(scores, v[image])[None], target, sums)
     return out
 
 
@@ -173,8 +178,8 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let every query attend to every key of its image, with one head wider than flash kernels take.
 
     Args:
-        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512, of any strides. In 16 bit, elements count as fp16:
-            beyond 65504 they are cut off, below 6e-5 they lose bits.
+        query: ``[B, N, 1, D]``, D 320, 384, 448 or 512, of any strides. On CUDA, bf16 elements count as
+            fp16: beyond 65504 they are cut off, below 6e-5 they lose bits; other types run the reference.
         key: ``[B, M, 1, D]``.
         value: ``[B, M, 1, D]``.
 

@@ -111,10 +111,15 @@ def compare(
         configs = [_config(reference, device, size, 1, each, text_fp8=each == "fp8") for each in wanted]
         from twinshot_engine.benchmark.compare import compare as measure
         from twinshot_engine.benchmark.stock import import_diffusers
+        from twinshot_engine.random_weights import find_random
 
         import_diffusers()  # says at once if it is missing
         job = _job(size, (0, 0), 1, tokens, samples)
-        rows = measure(configs, job, _jpeg, report, compiled=compiled)
+        rows: list[Row] = []
+        for measured in measure(find_random(reference), configs, job, _jpeg, report, compiled=compiled):
+            rows += measured
+            if write:  # what took minutes is kept, whatever becomes of the next system
+                _write(rows, f"compare-{random_weights}")
     _finish(rows, as_json=as_json, write=write, name=f"compare-{random_weights}")
 
 

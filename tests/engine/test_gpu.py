@@ -12,6 +12,7 @@ from twinshot_engine.benchmark.latency import Job
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import InvalidRequestError, NotEnoughMemoryError
+from twinshot_engine.random_weights import find_random
 from twinshot_engine.types import GenerateRequest
 
 pytestmark = pytest.mark.gpu
@@ -115,7 +116,9 @@ def test_fp8_draws_nearly_the_same_picture() -> None:
 @pytest.mark.timeout(580)
 def test_a_full_size_pass_is_as_exact_as_diffusers() -> None:
     config = EngineConfig("random:z-image", "cuda", "bf16", sizes=((1024, 1024),), steps=(1,))
-    rows = compare([config], Job(1024, 1024, samples=1, warm=0), lambda _: b"", print, compiled=False)
+    checkpoint, job = find_random(config.checkpoint), Job(1024, 1024, samples=1, warm=0)
+    systems = compare(checkpoint, [config], job, lambda _: b"", lambda _: None, compiled=False)
+    rows = [row for rows in systems for row in rows]
     for key in ("denoise_error", "decode_levels"):
         ours, theirs = (row[key] for row in rows if key in row)
         assert ours <= 1.2 * theirs, f"{key}: {ours}, diffusers in bf16: {theirs}"

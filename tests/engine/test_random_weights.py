@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
 from twinshot_engine import random_weights as module
-from twinshot_engine.benchmark import compare
+from twinshot_engine.benchmark.compare import compare
 from twinshot_engine.benchmark.latency import PARTS, Job, make_prompt, measure_latency, photograph
 from twinshot_engine.checkpoint import BUILTIN_FOLDER
 from twinshot_engine.config import EngineConfig
@@ -110,7 +110,7 @@ def test_a_missing_file_is_named() -> None:
 @pytest.mark.parametrize("tokens", [40, 64, 128])
 def test_prompts_have_the_length_asked_for_and_differ(tiny_random: str, tokens: int) -> None:
     engine = load(tiny_random)
-    prompts = [make_prompt(engine, tokens, number) for number in range(300)]
+    prompts = [make_prompt(engine.model.tokenizer, tokens, number) for number in range(300)]
     assert len(set(prompts)) == 300
     counts = {len(engine.model.tokenizer.encode(prompt)) for prompt in prompts}
     assert max(counts) <= tokens
@@ -130,7 +130,10 @@ def test_latency_has_a_row_for_each_part(tiny_random: str) -> None:
 
 def test_stock_diffusers_draws_the_same_from_the_same_weights(tiny_random: str) -> None:
     config = EngineConfig(tiny_random, device="cpu", sizes=((256, 256),), steps=(1,))
-    rows = compare.compare([config], JOB, lambda image: b"", lambda _: None, compiled=False)
+    systems = compare(
+        find_random(tiny_random), [config], JOB, lambda image: b"", lambda _: None, compiled=False
+    )
+    rows = [row for rows in systems for row in rows]
     by_part = {(row["system"], row["part"]): row for row in rows}
     assert by_part["twinshot", "denoise"]["denoise_error"] < 1e-5
     assert by_part["twinshot", "decode"]["decode_levels"] < 0.02

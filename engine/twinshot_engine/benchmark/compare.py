@@ -7,8 +7,9 @@ pass of the transformer as the error's norm over that of stock diffusers in fp32
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,20 +20,46 @@ from twinshot_engine.benchmark.stock import StockPipeline
 from twinshot_engine.benchmark.timing import clock_ms, sample_ms
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
-from twinshot_engine.random_weights import find_random
-from twinshot_engine.types import GenerateRequest
+from twinshot_engine.families.z_image import MOST_PROMPT_TOKENS
+from twinshot_engine.noise import Noise
+from twinshot_engine.random_weights import RandomCheckpoint
+from twinshot_engine.text import PromptTokenizer, Tokens
+from twinshot_engine.transformer import SingleStreamConfig
+from twinshot_engine.transformer.config import TOKEN_MULTIPLE
+from twinshot_engine.vae import KLConfig
 
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What every system is given: token ids and their count, noise, and latents to decode."""
+@dataclass(frozen=True)
+class Setting:
+    """What every system is given: the weights, where to run, and what to draw."""
 
-    ids: Tensor
-    length: Tensor
-    noise: Tensor
-    latents: Tensor
+    checkpoint: RandomCheckpoint
+    device: torch.device
+    job: Job
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Token ids of one prompt."""
+        tokenizer = PromptTokenizer(self.checkpoint.tokenizer(), TOKEN_MULTIPLE, MOST_PROMPT_TOKENS)
+        return tokenizer.pad(tokenizer.encode(make_prompt(tokenizer, self.job.tokens, 0)))
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Noise ``[1, C, h, w]`` to denoise."""
+        return self._draw(seed=0)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """Latents of the same shape to decode."""
+        return self._draw(seed=1)
+
+    def _draw(self, seed: int) -> Tensor:
+        downscale = KLConfig.from_dict(self.checkpoint.read_json("vae")).downscale
+        channels = SingleStreamConfig.from_dict(self.checkpoint.read_json("transformer")).in_channels
+        shape = channels, self.job.height // downscale, self.job.width // downscale
+        return Noise([seed], shape, self.device).draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,108 +70,47 @@ class Outputs:
     decode: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class StockSetting:
-    """What stock diffusers runs on, and how its rows are described."""
-
-    described: Row
-    device: torch.device
-    inputs: Inputs
-    job: Job
-
-    def load(self, dtype: torch.dtype) -> StockPipeline:
-        """Make stock modules with the checkpoint's weights."""
-        return StockPipeline(find_random(str(self.described["checkpoint"])), self.device, dtype)
-
-    def works(self, stock: StockPipeline) -> dict[str, Callable[[], Tensor]]:
-        """The parts to time; a caption is made at once, the other modules when their part first runs."""
-        length = int(self.inputs.length)
-        caption = stock.encode(self.inputs.ids, length).clone()
-
-        def text() -> Tensor:
-            return stock.encode(self.inputs.ids, length)
-
-        return {
-            "text": text,
-            "denoise": lambda: stock.denoise(self.inputs.noise, caption),
-            "decode": lambda: stock.decode(self.inputs.latents),
-            "total": lambda: stock.decode(stock.denoise(self.inputs.noise, text())),
-        }
-
-
 def compare(
-    configs: Sequence[EngineConfig], job: Job, encode: Encode, report: Report, *, compiled: bool = True
-) -> list[Row]:
-    """Measure every engine, then stock diffusers eager and, if asked for, compiled, both in bf16.
+    checkpoint: RandomCheckpoint,
+    configs: Sequence[EngineConfig],
+    job: Job,
+    encode: Encode,
+    report: Report,
+    *,
+    compiled: bool = True,
+) -> Iterator[list[Row]]:
+    """Measure every engine, then stock diffusers in bf16, eager and, if asked for, compiled.
 
     Args:
-        configs: of one random checkpoint, in the precisions to measure.
+        checkpoint: what the configs name.
+        configs: in the precisions to measure, on one device.
         job: what to draw; its size must be advertised.
         encode: makes an image file of ``[H, W, 3]`` uint8.
         report: told what is going on.
         compiled: whether to wait for the compiler.
 
-    Returns:
-        Rows of :func:`~twinshot_engine.benchmark.latency.measure_latency` for each engine, and for diffusers
-        those parts that it has; ``denoise`` rows have ``denoise_error``, ``decode`` rows ``decode_levels``.
+    Yields:
+        The rows of one system after another: those of
+        :func:`~twinshot_engine.benchmark.latency.measure_latency` for an engine, and for diffusers those
+        parts that it has; ``denoise`` rows have ``denoise_error``, ``decode`` rows ``decode_levels``.
     """
-    rows: list[Row] = []
-    drawn: list[tuple[list[Row], Outputs]] = []
-    for config in configs:
-        report(f"twinshot {config.precision}: loading")
-        described, inputs, measured, outputs = _measure_engine(config, job, encode, report)
-        drawn.append((measured, outputs))
-        release()
-    setting = StockSetting(described, config.placement().device, inputs, job)
-    for compile_first in (False, True) if compiled else (False,):
-        drawn.append(measure_stock(setting, report, torch.bfloat16, compiled=compile_first))
-        release()
+    setting = Setting(checkpoint, configs[0].placement().device, job)
     report("diffusers fp32, the reference")
     exact = _draw_exact(setting)
-    for measured, outputs in drawn:
-        add_errors(measured, outputs, exact)
-        rows += measured
-    return rows
+    described: Row = {}
+    for config in configs:
+        release()
+        report(f"twinshot {config.precision}: loading")
+        rows, outputs, described = _measure_engine(config, setting, encode, report)
+        yield with_errors(rows, outputs, exact)
+    plain = described | {"precision": "bf16", "text_precision": "bf16"}
+    for compile_first in (False, True) if compiled else (False,):
+        release()
+        rows, outputs = _measure_stock(setting, plain, report, compiled=compile_first)
+        yield with_errors(rows, outputs, exact)
 
 
-def make_inputs(engine: Engine, job: Job) -> Inputs:
-    """Draw inputs that any system can use."""
-    tokenizer = engine.model.tokenizer
-    tokens = tokenizer.pad(tokenizer.encode(make_prompt(engine, job.tokens, 0)))
-    request = GenerateRequest("", seed=0, width=job.width, height=job.height)
-    noise = engine.draw_noise([request])
-    return Inputs(tokens.ids, tokens.length, noise.draw(), noise.draw())
-
-
-@torch.inference_mode()
-def measure_stock(
-    setting: StockSetting, report: Report, dtype: torch.dtype, *, compiled: bool
-) -> tuple[list[Row], Outputs]:
-    """Time stock diffusers, and keep what it drew.
-
-    Args:
-        setting: what to run on what.
-        report: told what is going on.
-        dtype: of weights and activations.
-        compiled: compile before measuring.
-    """
-    stock = setting.load(dtype)
-    system = "diffusers-compiled" if compiled else "diffusers"
-    if compiled:
-        report(f"{system}: compiling")
-        stock.compile()
-    works = setting.works(stock)
-    outputs = Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
-    common = setting.described | {"system": system, "backend": "compiled" if compiled else "eager"}
-    rows = []
-    for part, work in works.items():
-        report(f"{system}: {part}")
-        times = sample_ms(work, setting.device, samples=setting.job.samples, warm=setting.job.warm)
-        rows.append(common | {"part": part} | quantiles(times))
-    return rows, outputs
-
-
-def add_errors(rows: list[Row], outputs: Outputs, exact: Outputs) -> None:
+def with_errors(rows: list[Row], outputs: Outputs, exact: Outputs) -> list[Row]:
     """Write into a system's rows how far its outputs are from exact ones.
 
     ``denoise_error`` is the norm of the difference over the norm; ``decode_levels`` the mean difference of
@@ -157,6 +123,7 @@ def add_errors(rows: list[Row], outputs: Outputs, exact: Outputs) -> None:
             row["denoise_error"] = round(error, 6)
         elif row["part"] == "decode":
             row["decode_levels"] = round(levels, 4)
+    return rows
 
 
 def release() -> None:
@@ -168,28 +135,63 @@ def release() -> None:
 
 
 def _measure_engine(
-    config: EngineConfig, job: Job, encode: Encode, report: Report
-) -> tuple[Row, Inputs, list[Row], Outputs]:
+    config: EngineConfig, setting: Setting, encode: Encode, report: Report
+) -> tuple[list[Row], Outputs, Row]:
     engine = Engine.load(config)
     warm_ms = clock_ms(engine.warm)
+    job = setting.job
     rows = measure_latency(engine, job, encode, lambda part: report(f"twinshot {config.precision}: {part}"))
     rows.append(ready_row(engine, job, warm_ms / 1000))
-    inputs = make_inputs(engine, job)
-    plain = {"precision": "bf16", "text_precision": "bf16"}
-    return describe(engine, job) | plain, inputs, rows, _draw(engine, inputs)
+    return rows, _draw(engine, setting), describe(engine, job)
 
 
 @torch.inference_mode()
-def _draw(engine: Engine, inputs: Inputs) -> Outputs:
+def _measure_stock(
+    setting: Setting, described: Row, report: Report, *, compiled: bool
+) -> tuple[list[Row], Outputs]:
+    stock = StockPipeline(setting.checkpoint, setting.device, torch.bfloat16)
+    system = "diffusers-compiled" if compiled else "diffusers"
+    if compiled:
+        report(f"{system}: compiling")
+        stock.compile()
+    works = _works(stock, setting)
+    outputs = Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
+    common = described | {"system": system, "backend": "compiled" if compiled else "eager"}
+    rows = []
+    for part, work in works.items():
+        report(f"{system}: {part}")
+        times = sample_ms(work, setting.device, samples=setting.job.samples, warm=setting.job.warm)
+        rows.append(common | {"part": part} | quantiles(times))
+    return rows, outputs
+
+
+def _works(stock: StockPipeline, setting: Setting) -> dict[str, Callable[[], Tensor]]:
+    """The parts to time; a caption is made at once, other modules when their part first runs."""
+    tokens, length = setting.tokens.ids, int(setting.tokens.length)
+    caption = stock.encode(tokens, length).clone()
+
+    def text() -> Tensor:
+        return stock.encode(tokens, length)
+
+    return {
+        "text": text,
+        "denoise": lambda: stock.denoise(setting.noise, caption),
+        "decode": lambda: stock.decode(setting.latents),
+        "total": lambda: stock.decode(stock.denoise(setting.noise, text())),
+    }
+
+
+@torch.inference_mode()
+def _draw(engine: Engine, setting: Setting) -> Outputs:
     constants = engine.model.passes[1][0]
-    caption = engine.stages.encode(inputs.ids, inputs.length)
-    denoised = engine.stages.denoise(inputs.noise, inputs.noise, caption, constants).cpu()
-    return Outputs(denoised, engine.stages.decode(inputs.latents).float().cpu())
+    caption = engine.stages.encode(*setting.tokens)
+    denoised = engine.stages.denoise(setting.noise, None, caption, constants).cpu()
+    return Outputs(denoised, engine.stages.decode(setting.latents).float().cpu())
 
 
 @torch.inference_mode()
-def _draw_exact(setting: StockSetting) -> Outputs:
-    works = setting.works(setting.load(torch.float32))
+def _draw_exact(setting: Setting) -> Outputs:
+    works = _works(StockPipeline(setting.checkpoint, setting.device, torch.float32), setting)
     with torch.backends.cudnn.flags(allow_tf32=False):
         return Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
 

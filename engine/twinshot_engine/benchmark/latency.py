@@ -22,6 +22,7 @@ from twinshot_engine.benchmark.rows import Row, facts, quantiles
 from twinshot_engine.benchmark.timing import sample_ms
 from twinshot_engine.engine import Engine
 from twinshot_engine.random_weights import PREFIX
+from twinshot_engine.text import PromptTokenizer
 from twinshot_engine.types import GenerateRequest
 
 Encode = Callable[[NDArray[np.uint8]], bytes]
@@ -124,9 +125,8 @@ def ready_row(engine: Engine, job: Job, warm_seconds: float) -> Row:
     }
 
 
-def make_prompt(engine: Engine, tokens: int, number: int) -> str:
+def make_prompt(tokenizer: PromptTokenizer, tokens: int, number: int) -> str:
     """Write a prompt of ``tokens`` tokens with its template, or a few less; each number has its own."""
-    tokenizer = engine.model.tokenizer
     words = [_WORDS[(number // len(_WORDS) ** place) % len(_WORDS)] for place in range(3)]
     prompt = " ".join(words)
     for place in count():
@@ -192,5 +192,5 @@ def _works(engine: Engine, job: Job, encode: Encode) -> dict[str, Callable[[], o
 
 def _prompts(engine: Engine, job: Job, numbers: Iterator[int]) -> Iterator[str]:
     """Prompts of their own, made beforehand so that making them is not measured."""
-    made = [make_prompt(engine, job.tokens, next(numbers)) for _ in range(2 * (job.samples + job.warm) + 2)]
-    yield from made
+    needed = 2 * (job.samples + job.warm) + 2
+    yield from [make_prompt(engine.model.tokenizer, job.tokens, next(numbers)) for _ in range(needed)]

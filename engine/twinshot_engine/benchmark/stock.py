@@ -92,11 +92,11 @@ class StockPipeline:
         return (unit * 255).round().to(torch.uint8)
 
     def compile(self) -> None:
-        """Compile as users are told to: the transformer's blocks, the decoder and the text encoder."""
-        for block in (*self.transformer.layers, *self.transformer.noise_refiner):  # type: ignore[misc]
-            block.compile(dynamic=False)
+        """Compile as users are told to: block by block where blocks repeat, and the decoder whole."""
+        layers = (*self.transformer.layers, *self.transformer.noise_refiner, *self.text.layers)  # type: ignore[misc]
+        for layer in layers:
+            layer.compile(dynamic=False)
         self.vae.decoder.compile(dynamic=False)
-        self.text.compile(dynamic=False)
 
     def _fill(self, module: nn.Module, part: str) -> nn.Module:
         stored = self.checkpoint.part(part)
