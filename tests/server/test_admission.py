@@ -41,19 +41,19 @@ def due(seconds: float, **options: object) -> Job:
 
 def test_moments_add_up(costs: CostTable) -> None:
     jobs = [due(math.inf) for _ in range(3)]
-    forecast = Forecast(queue_of(costs, *jobs), [10.0], costs)
+    forecast = Forecast(queue_of(costs, *jobs), [10.0], costs, 0.0)
     assert [forecast.finish[job.number] for job in jobs] == pytest.approx([10.105, 10.205, 10.305])
     assert forecast.end == pytest.approx(10.305)
 
 
 def test_several_engines_share_the_queue(costs: CostTable) -> None:
     jobs = [due(math.inf) for _ in range(4)]
-    forecast = Forecast(queue_of(costs, *jobs), [10.0, 10.05], costs)
+    forecast = Forecast(queue_of(costs, *jobs), [10.0, 10.05], costs, 0.0)
     assert [forecast.finish[job.number] for job in jobs] == pytest.approx([10.105, 10.155, 10.205, 10.255])
 
 
 def test_nothing_waits(costs: CostTable) -> None:
-    assert Forecast(queue_of(costs), [1.0], costs).end == -math.inf
+    assert Forecast(queue_of(costs), [1.0], costs, 0.0).end == -math.inf
 
 
 @pytest.mark.parametrize(("allowed", "accepted"), [(0.31, True), (0.30, False)])
@@ -78,6 +78,13 @@ def test_doubt_makes_cautious(costs: CostTable) -> None:
         estimate.deviation = 0.01
     with pytest.raises(RefusedError):
         admit([job], queue_of(costs), 10, [0.01], costs, 0.0)
+
+
+def test_caution_leaves_half_of_the_time(costs: CostTable) -> None:
+    costs.error.deviation = 10.0
+    admit([due(0.22)], queue_of(costs), 10, [0.001], costs, 0.0)
+    with pytest.raises(RefusedError):
+        admit([due(0.20)], queue_of(costs), 10, [0.001], costs, 0.0)
 
 
 def test_an_idle_engine_is_tried_if_it_was_ever_fast_enough(costs: CostTable) -> None:

@@ -16,6 +16,8 @@ from twinshot_server.scheduling.jobs import Job
 
 _CAUTION = 4.0
 """Deviations added to a predicted moment before it is held against a deadline."""
+_LARGEST_CAUTION = 0.5
+"""The part of a job's time that caution may take: more would leave engines idle after every pause."""
 
 
 class RefusedError(Exception):
@@ -33,11 +35,12 @@ class Forecast:
     `free` holds, for each engine, the moment at which it is free. Moments are of `time.monotonic()`.
     """
 
-    def __init__(self, queue: FairQueue, free: Sequence[float], costs: CostTable) -> None:
+    def __init__(self, queue: FairQueue, free: Sequence[float], costs: CostTable, now: float) -> None:
         self.finish: dict[int, float] = {}
         """The expected moment, by the job's number."""
         self._cautious: dict[int, float] = {}
         self._jobs: list[Job] = []
+        self._now = now
         engines = [(moment, 0.0) for moment in free]
         heapq.heapify(engines)
         waiting = queue.copy()
@@ -51,9 +54,11 @@ class Forecast:
     def _note(self, batch: Sequence[Job], end: float, variance: float, costs: CostTable) -> None:
         after, error = costs.after, costs.error
         doubt = math.sqrt(variance + after.deviation**2 + error.deviation**2)
+        caution = max(0.0, error.mean) + _CAUTION * doubt
         for job in batch:
+            most = _LARGEST_CAUTION * max(0.0, job.deadline - self._now)
             self.finish[job.number] = end + after.mean
-            self._cautious[job.number] = end + after.mean + max(0.0, error.mean) + _CAUTION * doubt
+            self._cautious[job.number] = end + after.mean + min(caution, most)
             self._jobs.append(job)
 
     @property
@@ -77,17 +82,17 @@ def admit(
     """The forecast with `jobs` in the queue, which is left as it is. Raises RefusedError."""
     waiting = len(queue)
     if waiting + len(jobs) > capacity:
-        wait = Forecast(queue, free, costs).end - now
+        wait = Forecast(queue, free, costs, now).end - now
         raise RefusedError("queue_full", _full(waiting, len(jobs), capacity), wait)
     trial = queue.copy()
     for job in jobs:
         trial.push(job)
-    forecast = Forecast(trial, free, costs)
+    forecast = Forecast(trial, free, costs, now)
     worst = max(forecast.lateness(job) for job in jobs)
     if worst > 0 and not _worth_a_try(jobs, queue, free, costs, now):
         raise RefusedError("deadline_unreachable", _too_late(jobs, forecast, now), worst)
     late = forecast.late - {job.number for job in jobs}
-    if late and late - Forecast(queue, free, costs).late:
+    if late and late - Forecast(queue, free, costs, now).late:
         message = "It would make requests that were accepted before miss their deadlines."
         raise RefusedError("deadline_unreachable", message, forecast.end - now)
     return forecast

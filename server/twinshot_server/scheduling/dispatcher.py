@@ -74,7 +74,7 @@ class Dispatcher:
         """Seconds until an engine would begin with a job that came now, behind all that waits."""
         now = time.monotonic()
         free = self.engines.free_at(now)
-        return max(0.0, min(free, default=now) - now, Forecast(self._queue, free, self.costs).end - now)
+        return max(0.0, min(free, default=now) - now, Forecast(self._queue, free, self.costs, now).end - now)
 
     def start(self) -> None:
         """Begin to load the engines, on the running event loop."""
