@@ -1,4 +1,7 @@
-"""What is accepted, against a queue played through by hand: a job costs 0.1 s, and then 0.005 s."""
+"""What is accepted, against a queue played through by hand: a job costs 0.1 s, and then 0.005 s.
+
+Without doubt there is still a caution of 0.02 s.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_nothing_waits(costs: CostTable) -> None:
     assert Forecast(queue_of(costs), [1.0], costs, 0.0).end == -math.inf
 
 
-@pytest.mark.parametrize(("allowed", "accepted"), [(0.31, True), (0.30, False)])
+@pytest.mark.parametrize(("allowed", "accepted"), [(0.33, True), (0.32, False)])
 def test_a_deadline_is_held_against_all_that_comes_first(
     allowed: float, accepted: bool, costs: CostTable
 ) -> None:
@@ -65,14 +68,14 @@ def test_a_deadline_is_held_against_all_that_comes_first(
     if accepted:
         assert admit([job], queue, 10, [0.0], costs, 0.0).finish[job.number] == pytest.approx(0.305)
         return
-    with pytest.raises(RefusedError, match="in about 305 ms, but was wanted within 300 ms") as caught:
+    with pytest.raises(RefusedError, match="in about 305 ms, but was wanted within 320 ms") as caught:
         admit([job], queue, 10, [0.0], costs, 0.0)
     assert caught.value.code == "deadline_unreachable"
     assert caught.value.retry_after == pytest.approx(0.005)
 
 
 def test_doubt_makes_cautious(costs: CostTable) -> None:
-    job = due(0.12)
+    job = due(0.14)
     admit([job], queue_of(costs), 10, [0.01], costs, 0.0)
     for estimate in costs._known.values():
         estimate.deviation = 0.01
@@ -111,7 +114,7 @@ def test_the_bound_counts_pictures(costs: CostTable) -> None:
 
 def test_what_was_promised_is_kept(costs: CostTable) -> None:
     """A small job would be served before the last of a backlog, and make it late: it has to come later."""
-    promised = [due(0.11 * (number + 1), steps=1) for number in range(4)]
+    promised = [due(0.11 * (number + 1) + 0.03, steps=1) for number in range(4)]
     queue = queue_of(costs, *promised)
     with pytest.raises(RefusedError, match="accepted before"):
         admit([due(math.inf, caller="another")], queue, 10, [0.0], costs, 0.0)

@@ -16,6 +16,8 @@ from twinshot_server.scheduling.jobs import Job
 
 _CAUTION = 4.0
 """Deviations added to a predicted moment before it is held against a deadline."""
+_PAUSE = 0.02
+"""Seconds of caution at least: a calm hour says nothing about the operating system's next pause."""
 _LARGEST_CAUTION = 0.5
 """The part of a job's time that caution may take: more would leave engines idle after every pause."""
 
@@ -54,7 +56,7 @@ class Forecast:
     def _note(self, batch: Sequence[Job], end: float, variance: float, costs: CostTable) -> None:
         after, error = costs.after, costs.error
         doubt = math.sqrt(variance + after.deviation**2 + error.deviation**2)
-        caution = max(0.0, error.mean) + _CAUTION * doubt
+        caution = max(_PAUSE, max(0.0, error.mean) + _CAUTION * doubt)
         for job in batch:
             most = _LARGEST_CAUTION * max(0.0, job.deadline - self._now)
             self.finish[job.number] = end + after.mean
