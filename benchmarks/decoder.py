@@ -17,13 +17,9 @@ import argparse
 import importlib
 import json
 import os
-import shutil
-import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -34,6 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from twinshot_engine.benchmark.rows import facts, quantiles
+from twinshot_engine.benchmark.timing import sample_ms
 from twinshot_engine.vae.fused import FusedDecoder
 from twinshot_engine.vae.kl import KLDecoder
 from twinshot_engine.vae.kl_config import KLConfig
@@ -170,18 +168,8 @@ def capture(function: Callable[[], Tensor]) -> Callable[[], object]:
 
 
 def times(function: Callable[[], object], samples: int) -> Row:
-    """Median and 95th percentile (nearest rank) of the time between two events, in milliseconds."""
-    spans = []
-    for number in range(-WARMUP, samples):
-        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        started.record()
-        function()
-        ended.record()
-        ended.synchronize()
-        if number >= 0:
-            spans.append(started.elapsed_time(ended))
-    p95 = sorted(spans)[-(-95 * samples // 100) - 1]
-    return {"median_ms": round(statistics.median(spans), 3), "p95_ms": round(p95, 3), "samples": samples}
+    """Median and 95th percentile of the time between two events, in milliseconds."""
+    return quantiles(sample_ms(function, torch.device("cuda"), samples=samples, warm=WARMUP))
 
 
 def distance(found: Tensor, reference: Tensor) -> float:
@@ -344,26 +332,15 @@ def describe(options: argparse.Namespace) -> Row:
     width, height = map(int, options.size.split("x"))
     return {
         "benchmark": "decoder",
-        "gpu": torch.cuda.get_device_name(),
         "family": "AutoencoderKL",
         "precision": "bf16",
         "part": "decode",
         "width": width,
         "height": height,
         "batch": options.batch,
-        "versions": f"torch {torch.__version__}, cudnn {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        **facts(torch.device("cuda")),
     }
-
-
-def commit() -> str:
-    """The checked-out commit, marked if files differ from it."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -14,23 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import torch
 
 from twinshot import Client, Timings
+from twinshot_engine.benchmark.rows import facts, quantiles
 
 ROOT = Path(__file__).parent.parent
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -113,52 +111,17 @@ def summarise(samples: Sequence[tuple[float, Timings]]) -> list[Row]:
     return [{"part": part, **quantiles(values)} for part, values in parts.items()]
 
 
-def quantiles(milliseconds: Sequence[float]) -> Row:
-    """Median and 95th percentile (nearest rank)."""
-    ranked = sorted(milliseconds)
-    p95 = ranked[max(0, -(-95 * len(ranked) // 100) - 1)]
-    return {
-        "median_ms": round(statistics.median(ranked), 2),
-        "p95_ms": round(p95, 2),
-        "samples": len(ranked),
-    }
-
-
 def describe(model: Row) -> Row:
     """What was measured, where, and with which versions."""
     return {
         "benchmark": "latency",
         "system": "twinshot",
-        "gpu": gpu_name(model["device"]),
         "checkpoint": model["id"],
         "family": model["family"],
         "precision": model["precision"],
         "batch": 1,
-        "versions": f"twinshot {version('twinshot-server')}, torch {version('torch')}, "
-        f"python {platform.python_version()}",
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **facts(torch.device(model["device"])),
     }
-
-
-def gpu_name(device: str) -> str:
-    """The GPU's name, or which CPU did the work in its stead."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"none ({models[0] if models else platform.machine()}, {os.cpu_count()} cores)"
-
-
-def commit() -> str:
-    """The checked-out commit, marked if files differ from it."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -28,21 +28,34 @@ class Inputs:
 
 
 class CapturedStage:
-    """A captured function. Calling it copies the arguments in, replays, and returns the fixed output."""
+    """A captured function. Calling it copies the arguments in, replays, and returns the fixed output.
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any) -> None:
+    Args:
+        function: without host synchronisation; it is run on ``inputs`` before it is captured.
+        inputs: the fixed buffers.
+        pool: memory that graphs share.
+        stream: where to run and capture. All graphs should name the same one: cuBLAS keeps 32 MiB for each
+            stream it has ever seen.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        pool: Any,
+        stream: torch.cuda.Stream,
+    ) -> None:
         self._inputs = inputs
         self._graph = torch.cuda.CUDAGraph()
-        device = inputs[0].device
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream(inputs[0].device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_RUNS):
                 function(*inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
+        current.wait_stream(stream)
         # What the warm runs used would stay beside the pool's own memory.
         torch.cuda.empty_cache()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
             self._output = function(*inputs)
 
     def __call__(self, *arguments: Tensor | None) -> Tensor:

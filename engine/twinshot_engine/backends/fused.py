@@ -30,6 +30,7 @@ class FusedBackend:
         self._device = model.placement.device
         self._inputs = Inputs(self._device)
         self._pool: Any = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._encoders: dict[int, CapturedStage] = {}
         self._denoisers: dict[Shape, CapturedStage] = {}
         self._decoders: dict[tuple[Size, int], CapturedStage] = {}
@@ -38,6 +39,7 @@ class FusedBackend:
     def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
         """Capture every stage for every shape, the largest first so that the pool grows once."""
         self._batch_sizes = tuple(sorted(advertised.batch_sizes, reverse=True))
+        torch.cuda.empty_cache()  # what loading held for a moment is of no use to another stream
         work = self._work(advertised.sizes, sorted(advertised.tokens, reverse=True))
         for done, (name, capture) in enumerate(work):
             yield name, done / len(work)
@@ -82,7 +84,7 @@ class FusedBackend:
         ids = self._inputs.like("ids", (1, tokens), torch.int64)
         length = self._inputs.like("length", (1,), torch.int64)
         length.fill_(tokens)
-        self._encoders[tokens] = CapturedStage(self._model.encode, (ids, length), self._pool)
+        self._encoders[tokens] = self._capture(self._model.encode, (ids, length))
 
     def _capture_denoiser(self, shape: Shape) -> None:
         constants = next(iter(self._model.passes.values()))[0]
@@ -95,11 +97,14 @@ class FusedBackend:
             self._inputs.like("modulation", tuple(constants.modulation.shape)),
             self._inputs.like("weights", tuple(constants.weights.shape)),
         )
-        self._denoisers[shape] = CapturedStage(self._model.denoise, inputs, self._pool)
+        self._denoisers[shape] = self._capture(self._model.denoise, inputs)
 
     def _capture_decoder(self, size: Size, batch: int) -> None:
         latents = self._inputs.like("latents", (batch, *self._model.latent_shape(*size)))
-        self._decoders[size, batch] = CapturedStage(self._model.decode, (latents,), self._pool)
+        self._decoders[size, batch] = self._capture(self._model.decode, (latents,))
+
+    def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> CapturedStage:
+        return CapturedStage(function, inputs, self._pool, self._stream)
 
     def _size(self, latents: Tensor) -> Size:
         downscale = self._model.decoder.config.downscale
