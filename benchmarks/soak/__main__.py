@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from soak.fairness import measure_fairness
 from soak.faults import measure_faults
 from soak.leaving import measure_leaving
 from soak.overload import measure_miniature, measure_overload
-from soak.report import Finding, as_json, as_table
+from soak.report import Finding, as_rows, as_table
 from soak.speed import measure_encoding, measure_overhead
 
 Scenario = Callable[[Path], list[Finding]]
 
+_ROOT = Path(__file__).parents[2]
+_RESULT = _ROOT / "benchmarks" / "results" / "soak-cpu.json"
 _FULL: dict[str, Scenario] = {
     "encoding": lambda _folder: measure_encoding(40),
     "overhead": lambda folder: measure_overhead(folder, 400),
@@ -32,7 +35,9 @@ def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", help=f"some of {', '.join(_FULL)}; all if none is named")
-    names = parser.parse_args().scenarios or list(_FULL)
+    parser.add_argument("--write", action="store_true", help=f"keep the rows in {_RESULT.relative_to(_ROOT)}")
+    options = parser.parse_args()
+    names = options.scenarios or list(_FULL)
     if unknown := set(names) - set(_FULL):
         parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(_FULL)}")
     findings: list[Finding] = []
@@ -41,7 +46,10 @@ def main() -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             findings += _FULL[name](Path(folder))
     print(as_table(findings))
-    print(as_json(findings))
+    rows = as_rows(findings)
+    print(json.dumps(rows))
+    if options.write:
+        _RESULT.write_text(json.dumps(rows, indent=1) + "\n")
     return int(any(finding.kept is False for finding in findings))
 
 

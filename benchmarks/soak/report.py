@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -48,15 +46,20 @@ def as_table(findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
-def as_json(findings: Iterable[Finding]) -> str:
-    """One JSON line with the machine and the date."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f} over 5 min"
+def as_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    """A flat row for each finding, with what measured it, where and when."""
+    from twinshot_engine.benchmark.rows import commit, versions
+
     facts = {
         "benchmark": "soak",
-        "machine": f"{_processor()}, {machine}",
+        "system": "twinshot",
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "load_5_min": round(os.getloadavg()[1], 1),
+        "versions": versions(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    return json.dumps(facts | {"findings": [asdict(each) for each in findings]})
+    return [facts | asdict(each) for each in findings]
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ import pytest
 from soak.faults import measure_faults
 from soak.leaving import measure_leaving
 from soak.overload import measure_overload
-from soak.report import Finding, as_json, as_table, at_least, at_most, told
+from soak.report import Finding, as_rows, as_table, at_least, at_most, told
 from soak.speed import measure_encoding
 
 
@@ -51,6 +51,7 @@ def test_a_report_says_what_was_asked_and_whether_it_was_kept() -> None:
     table = as_table(findings).splitlines()
     assert table[3] == "| a | p99 | 16 ms | at most 15 | **no** |"
     assert table[5] == "| b | p50 | 3 ms |  |  |"
-    line = json.loads(as_json(findings))
-    assert line["findings"][2]["measured"] == pytest.approx(96.12)
-    assert "cores" in line["machine"]
+    rows = json.loads(json.dumps(as_rows(findings)))
+    assert [row["scenario"] for row in rows] == ["a", "a", "a", "b"]
+    assert rows[2]["measured"] == pytest.approx(96.12)
+    assert "cores" in str(rows[0]["machine"])
