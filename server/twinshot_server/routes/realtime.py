@@ -1,4 +1,7 @@
-"""WebSocket `/realtime`: type and see. The newest request wins; what it supersedes is dropped and counted."""
+"""WebSocket `/realtime`: type and see. The newest request wins; what it supersedes is dropped and counted.
+
+Opened as `/realtime?timings=true`, it tells before each frame where its time went.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field, ValidationError
 
 from twinshot_server.access.keys import Caller
+from twinshot_server.answers import Timings
 from twinshot_server.errors import ApiError, as_api_error, error_body
 from twinshot_server.images import ImageFormat
 from twinshot_server.orders import Order
@@ -56,6 +60,7 @@ class Session:
         self._websocket = websocket
         self._service = service
         self._caller = caller
+        self._tells_timings = websocket.query_params.get("timings") == "true"
         self._newest: tuple[int, GenerateBody, float] | None = None
         self._came = asyncio.Event()
         self._order: Order | None = None
@@ -132,6 +137,11 @@ class Session:
         await self._send(number, requests[0].seed, order, picture, came)
 
     async def _send(self, number: int, seed: int, order: Order, picture: Picture, came: float) -> None:
+        if self._tells_timings:
+            timings = Timings.of(picture.times).model_dump()
+            await self._websocket.send_text(
+                json.dumps({"type": "timings", "id": number, "timings_ms": timings})
+            )
         seconds = time.monotonic() - came
         header = HEADER.pack(number, seed, int(seconds * 1e6), *order.jobs[0].size)
         await self._websocket.send_bytes(header + picture.content)

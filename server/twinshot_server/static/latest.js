@@ -1,0 +1,94 @@
+// Newest wins: what to send to a server that draws one request of ours and lets one wait.
+//
+// A wish is a list of shots, drawn in order. Its first shot is sent at once, even while an older one is being
+// drawn: the server drops whatever of ours still waits. The others follow one by one. A new wish replaces the
+// rest of the old one, so after it at most one older frame comes, and at most one is shown.
+
+/** Decides what is sent and which frames are shown. Knows neither sockets nor pictures. */
+export class Latest {
+  #send;
+  #online = false;
+  #plan = [];
+  #sent = new Map();
+  #next = 1;
+  #firstOfWish = 1;
+  #staleShown = false;
+
+  /** `send(id, shot)` puts a request on the wire. Nothing is sent before `resume`. */
+  constructor(send) {
+    this.#send = send;
+  }
+
+  /** Whether shots of the newest wish are still to come. */
+  get busy() {
+    return this.#plan.length > 0 || this.#current().length > 0;
+  }
+
+  /** Replace what was wished for before. */
+  want(shots) {
+    this.#plan = [...shots];
+    this.#firstOfWish = this.#next;
+    this.#staleShown = false;
+    this.#advance();
+  }
+
+  /** The server can be reached and takes requests. */
+  resume() {
+    this.#online = true;
+    this.#advance();
+  }
+
+  /** The connection is gone, and with it all that was sent; what the newest wish lacks is kept for later. */
+  pause() {
+    this.#online = false;
+    this.#plan = [...this.#current(), ...this.#plan];
+    this.#sent.clear();
+  }
+
+  /** A frame came. Returns its shot with `stale`, or null if it is not to be shown. */
+  arrived(id) {
+    const shot = this.#sent.get(id);
+    this.#sent.delete(id);
+    const stale = id < this.#firstOfWish;
+    const shown = shot !== undefined && !(stale && this.#staleShown);
+    this.#staleShown ||= stale && shown;
+    this.#advance();
+    return shown ? { shot, stale } : null;
+  }
+
+  /** The server dropped a request for a newer one. */
+  superseded(id) {
+    this.#sent.delete(id);
+    this.#advance();
+  }
+
+  /** A request failed. Returns whether it belonged to the newest wish; with `retry` that shot stays wished. */
+  failed(id, { retry = false } = {}) {
+    const shot = this.#sent.get(id);
+    this.#sent.delete(id);
+    if (shot === undefined || id < this.#firstOfWish) {
+      this.#advance();
+      return false;
+    }
+    if (retry) {
+      this.#online = false; // until resume
+      this.#plan.unshift(shot);
+    } else {
+      this.#plan = [];
+    }
+    return true;
+  }
+
+  #current() {
+    return [...this.#sent].filter(([id]) => id >= this.#firstOfWish).map(([, shot]) => shot);
+  }
+
+  #advance() {
+    const opensWish = this.#next === this.#firstOfWish;
+    if (!this.#online || this.#plan.length === 0 || (this.#sent.size > 0 && !opensWish)) return;
+    const id = this.#next++;
+    const shot = this.#plan.shift();
+    this.#sent.set(id, shot);
+    this.#send(id, shot);
+  }
+}
