@@ -34,13 +34,7 @@ let waits = false; // refused because of load, until a picture comes
 const latest = new Latest(send);
 const stage = new Stage($("stage"), showCode);
 const history = new History($("history"), recall);
-const timing = new Timing({
-  total: $("total"),
-  bar: $("bar"),
-  legend: $("legend"),
-  line: $("line"),
-  summary: $("summary"),
-});
+const timing = new Timing();
 const prompt = new PromptBox(typed);
 const connection = new Connection(
   {
@@ -78,10 +72,10 @@ function send(id, shot) {
 
 async function showFrame(frame, stages) {
   const came = performance.now();
-  const found = latest.arrived(frame.id);
+  const shot = latest.arrived(frame.id);
   waits = false;
-  if (found === null || !(await stage.show(frame, found.shot))) return;
-  const { shot, stale } = found;
+  if (shot === null || !(await stage.show(frame, shot, () => latest.mayShow(frame.id)))) return;
+  const stale = latest.isStale(frame.id);
   const ms = performance.now() - shot.at;
   if (shot.tile === 0) timing.show(ms, split(came - shot.sent, stages));
   showCode();
@@ -230,7 +224,7 @@ $("options").addEventListener("change", () => {
   settings.n = Number(document.querySelector("[name=n]:checked").value);
   wish();
 });
-document.querySelector(".choice").addEventListener("change", showCode);
+$("language").addEventListener("change", showCode);
 window.addEventListener("hashchange", () => recall(fromFragment(location.hash)));
 document.addEventListener("keydown", (event) => {
   const offset = stepOf(event);

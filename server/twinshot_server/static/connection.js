@@ -47,7 +47,7 @@ export class Connection {
   async run() {
     for (;;) {
       await this.#sleep(backoff(this.#attempt++));
-      const health = await fetchJson("health");
+      const health = await fetchHealth();
       if (!health) {
         this.#on.state(this.#attempt > 1 ? "reconnecting" : "connecting");
       } else if (!tellsOfModel(health)) {
@@ -62,7 +62,7 @@ export class Connection {
 
   /** Look at the server's health now, and tell what follows from it. */
   async look() {
-    const health = await fetchJson("health");
+    const health = await fetchHealth();
     if (!this.isOpen) return null;
     if (!health) {
       this.#socket.close(); // a connection that died silently stays open for minutes
@@ -131,7 +131,8 @@ function tellsOfModel({ status, model }) {
   return model !== null && ["ready", "draining"].includes(status);
 }
 
-async function fetchJson(path) {
-  const answer = await fetch(path, { cache: "no-store" }).catch(() => null);
+/** /livez tells the same as /health, but is a success also while the model loads: nothing for the console. */
+async function fetchHealth() {
+  const answer = await fetch("livez", { cache: "no-store" }).catch(() => null);
   return answer ? answer.json().catch(() => null) : null;
 }

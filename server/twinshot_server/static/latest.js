@@ -2,7 +2,7 @@
 //
 // A wish is a list of shots, drawn in order. Its first shot is sent at once, even while an older one is being
 // drawn: the server drops whatever of ours still waits. The others follow one by one. A new wish replaces the
-// rest of the old one, so after it at most one older frame comes, and at most one is shown.
+// rest of the old one. After a wish at most one older frame is shown, however late frames arrive.
 
 /** Decides what is sent and which frames are shown. Knows neither sockets nor pictures. */
 export class Latest {
@@ -12,7 +12,7 @@ export class Latest {
   #sent = new Map();
   #next = 1;
   #firstOfWish = 1;
-  #staleShown = false;
+  #oldestShowable = 0;
 
   /** `send(id, shot)` puts a request on the wire. Nothing is sent before `resume`. */
   constructor(send) {
@@ -28,7 +28,6 @@ export class Latest {
   want(shots) {
     this.#plan = [...shots];
     this.#firstOfWish = this.#next;
-    this.#staleShown = false;
     this.#advance();
   }
 
@@ -45,15 +44,24 @@ export class Latest {
     this.#sent.clear();
   }
 
-  /** A frame came. Returns its shot with `stale`, or null if it is not to be shown. */
+  /** A frame came. Returns its shot, or null if nobody waits for it. */
   arrived(id) {
-    const shot = this.#sent.get(id);
+    const shot = this.#sent.get(id) ?? null;
     this.#sent.delete(id);
-    const stale = id < this.#firstOfWish;
-    const shown = shot !== undefined && !(stale && this.#staleShown);
-    this.#staleShown ||= stale && shown;
     this.#advance();
-    return shown ? { shot, stale } : null;
+    return shot;
+  }
+
+  /** Whether a frame that came is older than the newest wish. */
+  isStale(id) {
+    return id < this.#firstOfWish;
+  }
+
+  /** Whether a frame that came may be shown now; ask just before, for decoding takes time. */
+  mayShow(id) {
+    if (id < this.#oldestShowable) return false;
+    if (this.isStale(id)) this.#oldestShowable = this.#firstOfWish; // once is enough for the newest wish
+    return true;
   }
 
   /** The server dropped a request for a newer one. */

@@ -49,12 +49,12 @@ export class Stage {
     return this.#shown.filter(Boolean);
   }
 
-  /** Draw a frame into its shot's tile. Resolves to whether it was: a newer one may have come first. */
-  async show(frame, shot) {
+  /** Draw a frame into its shot's tile, if by then `mayShow()` and nothing newer is there. Resolves to whether it was. */
+  async show(frame, shot, mayShow) {
     const bitmap = await createImageBitmap(frame.file);
     const tile = this.#root.children[shot.tile];
     const before = this.#shown[shot.tile];
-    const inTime = tile !== undefined && !(before?.id > frame.id);
+    const inTime = tile !== undefined && !(before?.id > frame.id) && mayShow();
     if (inTime) {
       paint(tile.querySelector("canvas"), bitmap, bitmap.width, bitmap.height);
       tile.setAttribute("aria-label", `${shot.prompt}, seed ${shot.seed}`);

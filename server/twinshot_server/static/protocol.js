@@ -5,17 +5,9 @@ export const STAGES = ["queue", "text", "denoise", "decode", "encode"];
 /** The parts of a picture's time, in order. */
 export const PARTS = ["network", ...STAGES];
 
-/** A binary message: id, seed, the server's microseconds, width, height, then the image file. */
+/** A binary message: id, seed, the server's microseconds, width and height, then the image file. */
 export function parseFrame(buffer) {
-  const view = new DataView(buffer);
-  return {
-    id: view.getUint32(0),
-    seed: view.getUint32(4),
-    serverMs: view.getUint32(8) / 1000,
-    width: view.getUint16(12),
-    height: view.getUint16(14),
-    file: new Blob([new Uint8Array(buffer, HEADER_BYTES)], { type: "image/jpeg" }),
-  };
+  return { id: new DataView(buffer).getUint32(0), file: new Blob([new Uint8Array(buffer, HEADER_BYTES)]) };
 }
 
 /** Subprotocols of the socket: browsers cannot set its headers, so a key travels as one of them. */

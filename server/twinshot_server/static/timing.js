@@ -1,6 +1,6 @@
 // Where the milliseconds went: the newest picture's parts, and how long the last pictures took.
 
-import { element } from "./elements.js";
+import { $, element } from "./elements.js";
 import { PARTS } from "./protocol.js";
 
 const KEPT = 60;
@@ -10,30 +10,20 @@ const HEIGHT = 32;
 
 /** A figure, a bar of six parts with a legend, and a sparkline. */
 export class Timing {
-  #total;
-  #bar;
-  #figures;
-  #line;
-  #summary;
+  #bar = PARTS.map((part) => element("span", { className: part }));
+  #figures = PARTS.map(() => element("dd", {}, "–"));
   #last = [];
 
-  /** Takes the elements to write to. */
-  constructor({ total, bar, legend, line, summary }) {
-    this.#total = total;
-    this.#line = line;
-    this.#summary = summary;
-    this.#bar = PARTS.map((part) => element("span", { className: part }));
-    this.#figures = PARTS.map(() => element("dd", {}, "–"));
-    bar.append(...this.#bar);
-    legend.append(
-      ...PARTS.map((part, index) => element("div", { className: part }, element("dt", {}, part), this.#figures[index])),
-    );
+  constructor() {
+    $("bar").append(...this.#bar);
+    const named = (part, index) => element("div", { className: part }, element("dt", {}, part), this.#figures[index]);
+    $("legend").append(...PARTS.map(named));
   }
 
   /** Show a picture that took `ms` from the key's stroke to the screen; `parts` are milliseconds by part. */
   show(ms, parts) {
     this.#last = [...this.#last, ms].slice(-KEPT);
-    this.#total.textContent = Math.round(ms);
+    $("total").textContent = Math.round(ms);
     PARTS.forEach((part, index) => {
       this.#bar[index].style.flexGrow = Math.max(parts[part], 0.01);
       this.#figures[index].textContent = `${readable(parts[part])} ms`;
@@ -45,10 +35,10 @@ export class Timing {
     const top = Math.max(...this.#last);
     const step = WIDTH / Math.max(FEWEST, this.#last.length - 1);
     const points = this.#last.map((ms, at) => `${(at * step).toFixed(1)},${(HEIGHT - (ms / top) * (HEIGHT - 2)).toFixed(1)}`);
-    this.#line.setAttribute("points", points.join(" "));
+    $("line").setAttribute("points", points.join(" "));
     const ranked = [...this.#last].sort((a, b) => a - b);
     const middle = Math.round(ranked[Math.floor((ranked.length - 1) / 2)]);
-    this.#summary.textContent = `median ${middle} ms, slowest ${Math.round(top)} ms of ${ranked.length}`;
+    $("summary").textContent = `median ${middle} ms, slowest ${Math.round(top)} ms of ${ranked.length}`;
   }
 }
 
