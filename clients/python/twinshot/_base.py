@@ -164,7 +164,7 @@ class BaseClient:
 
     def _answer(self, call: Call[Any], response: httpx2.Response, content: bytes = b"") -> Answer:
         return Answer(
-            url=f"{self._config.shown}{call.path}",
+            url=f"{self._config.shown}{call.path.partition('?')[0]}",
             status=response.status_code,
             reason=response.reason_phrase,
             headers=response.headers,

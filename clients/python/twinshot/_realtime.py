@@ -136,6 +136,7 @@ class Realtime:
             [1, 2, 3]
         """
         check_names(options)
+        self._check_open()
         number = next(self._ids) % _IDS
         given = {name: value for name, value in options.items() if value is not None}
         try:
@@ -161,12 +162,15 @@ class Realtime:
                 return Failed(news.id, told_error(json.dumps(news.problem), self._head))
 
     async def _receive(self) -> object:
-        if self._end is not None:
-            raise self._end
+        self._check_open()
         try:
             return await self._socket.receive()
         except HTTPXWSException as error:
             raise self._ended(error) from error
+
+    def _check_open(self) -> None:
+        if self._end is not None:
+            raise self._end
 
     def _ended(self, error: Exception) -> APIConnectionError:
         told = f": {error.code} {error.reason}".rstrip() if isinstance(error, WebSocketDisconnect) else ""
@@ -191,7 +195,7 @@ async def open_session(socket: AsyncWebSocketSession, head: Answer) -> AsyncIter
             except Exception as error:  # noqa: BLE001 - raised again below
                 raised = error
     except ExceptionGroup as group:
-        message = f"the session with {head.url} was cut: {group.exceptions[0]}"
+        message = f"the session with {head.url} was cut"
         raise APIConnectionError(message, head.request_id) from group
     if raised is not None:
         raise raised
