@@ -27,8 +27,10 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml
 serve: $(STAMP) ## Start the server with the built-in checkpoint (PORT=8000) and print its address
 	@exec $(BIN)/twinshot serve --port $(PORT)
 
-test: $(STAMP) ## Run every test that this machine can run
-	$(BIN)/pytest
+test: $(STAMP) ## Run every test that this machine can run; those of the client must cover it entirely
+	$(BIN)/pytest --ignore=tests/clients
+	$(BIN)/coverage run -m pytest tests/clients
+	$(BIN)/coverage report
 
 check: $(STAMP) ## Lint, formatting, types and layering
 	$(BIN)/ruff check .
