@@ -19,9 +19,8 @@ DOCUMENTS = ("docs/SDK.md", "clients/python/README.md")
 
 
 def blocks(document: str) -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")

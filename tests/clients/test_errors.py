@@ -146,6 +146,14 @@ def test_too_slow_an_answer(ask: Asker) -> None:
         ask(fail, "generate", "a", settings={"timeout": 1.5, "max_retries": 0})
 
 
+def test_too_slow_a_connection(ask: Asker) -> None:
+    def fail(_request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectTimeout("")
+
+    with pytest.raises(APITimeoutError, match="no connection to http://server within 5 s"):
+        ask(fail, "generate", "a", settings=ONCE)
+
+
 def test_errors_survive_the_way_from_another_process(ask: Asker) -> None:
     content = b'{"detail": "No.", "code": "queue_full"}'
     error = refusal(ask, refusing(429, content=content, headers={"Retry-After": "3"}))

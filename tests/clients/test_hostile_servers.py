@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -138,6 +139,18 @@ def test_a_stream_that_is_cut_is_told(ask: Asker) -> None:
     with scripted(sending(head, b'event: started\ndata: {"index": 0}\n\n')) as server:
         with pytest.raises(APIConnectionError, match="no answer from"):
             ask(server.url, "stream", "a")
+
+
+def test_many_calls_need_not_wait_for_each_other(ask: Asker) -> None:
+    """Nobody is answered before all are there."""
+    crowd = threading.Barrier(150)
+
+    def script(connection: socket.socket) -> None:
+        crowd.wait(20)
+        connection.sendall(HEAD + IMAGE)
+
+    with scripted(script) as server:
+        assert len(ask(server.url, "generate_many", ["a"] * 150, concurrency=150)) == 150
 
 
 def test_a_redirect_is_not_followed(ask: Asker) -> None:

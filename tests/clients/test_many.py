@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from dataclasses import replace
 
 import httpx2
@@ -108,6 +109,22 @@ def test_the_first_failure_ends_the_rest_and_is_raised(ask: Asker) -> None:
     with pytest.raises(UnprocessableEntityError, match="number 3 is unknown"):
         slow(ask)(server, "generate_many", PROMPTS, concurrency=1)
     assert 4 <= len(server.requests) < 20
+
+
+def test_who_waits_for_another_try_does_not_hold_up_the_end() -> None:
+    """The second prompt is refused while the first waits for a minute."""
+    waits = threading.Event()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if json.loads(request.content)["prompt"] == "number 0":
+            waits.set()
+            return httpx2.Response(429, headers={"Retry-After": "59"})
+        assert waits.wait(10)
+        time.sleep(0.1)
+        return httpx2.Response(422, json={"detail": "No."})
+
+    with pytest.raises(UnprocessableEntityError):
+        Asker("sync")(answer, "generate_many", PROMPTS[:2])
 
 
 def test_failures_may_take_their_pictures_places(ask: Asker) -> None:

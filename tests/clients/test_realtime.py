@@ -134,8 +134,10 @@ def test_a_key_opens_the_door(guarded_url: str) -> None:
         session_with(guarded_url, use, api_key="another-key")
 
 
-@pytest.mark.parametrize("error", [KeyError("mine"), ExceptionGroup("mine", [KeyError("mine")])])
-def test_a_failure_of_the_callers_own_passes_as_it_is(error: Exception, server_url: str) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyError("mine"), ExceptionGroup("mine", [KeyError("mine")]), SystemExit(3)]
+)
+def test_a_failure_of_the_callers_own_passes_as_it_is(error: BaseException, server_url: str) -> None:
     async def fail(_session: Realtime) -> None:
         raise error
 
@@ -169,17 +171,20 @@ def test_a_frame_is_read_to_the_byte() -> None:
         text(type="of a later version"),
         text(type="timings", id=5, timings_ms={"queue": 1.5, "denoise": 2}),
         websocket_message(2, HEADER + image),
+        websocket_message(2, HEADER + image),
         text(type="superseded", id=6),
         text(type="error", id=7, problem={"status": 429, "detail": "Too much.", "code": "rate_limited"}),
         text(type="error", id=None, problem={"status": 400, "detail": "No."}),
     ]
 
     async def use(session: Realtime) -> list[Frame | Superseded | Failed]:
-        return [await anext(session) for _ in range(4)]
+        return [await anext(session) for _ in range(5)]
 
     with scripted(sending(UPGRADE, *messages)) as server:
-        frame, superseded, failed, unread = session_with(server.url, use)
+        frame, untimed, superseded, failed, unread = session_with(server.url, use)
     assert frame == Frame(image, 7, 5, 2.5, Timings(queue=1.5, denoise=2.0), 8, 4)
+    assert isinstance(untimed, Frame)
+    assert untimed.timings == Timings()
     assert superseded == Superseded(6)
     assert isinstance(failed, Failed)
     assert (failed.id, str(failed.error), type(failed.error).__name__) == (7, "Too much.", "RateLimitError")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import httpx2
 from httpx2.websockets import AsyncWebSocketSession, WebSocketDisconnect
 
-from twinshot._base import MAX_ANSWER_BYTES, Allowance, BaseClient, Progress
+from twinshot._base import LIMITS, MAX_ANSWER_BYTES, Allowance, BaseClient, Progress
 from twinshot._calls import (
     Call,
     health_call,
@@ -67,7 +67,9 @@ class AsyncClient(BaseClient):
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         config = self._configure(base_url, api_key, timeout, max_retries)
-        self._http: httpx2.AsyncClient = httpx2.AsyncClient(base_url=config.base_url, transport=transport)
+        self._http: httpx2.AsyncClient = httpx2.AsyncClient(
+            base_url=config.base_url, limits=LIMITS, transport=transport
+        )
 
     async def generate(self, prompt: str, **options: Unpack[Options]) -> Generated:
         """Draw one picture; `Options` tells what can be asked for.
@@ -130,13 +132,17 @@ class AsyncClient(BaseClient):
             [(64, 48), (64, 48)]
         """
         calls = picture_calls(prompts, options, concurrency)
-        send = self._outcome if return_errors else self._send
         gate, done = asyncio.Semaphore(concurrency), 0
 
         async def draw(call: Call[Generated]) -> Any:
             nonlocal done
             async with gate:
-                outcome = await send(call)
+                try:
+                    outcome: Generated | TwinshotError = await self._send(call)
+                except TwinshotError as error:
+                    if not return_errors:
+                        raise
+                    outcome = error
             done += 1
             if progress is not None:
                 progress(done, len(calls))
@@ -243,12 +249,6 @@ class AsyncClient(BaseClient):
 
     async def _send(self, call: Call[T]) -> T:
         return await self._try(self._whole, call)
-
-    async def _outcome(self, call: Call[T]) -> T | TwinshotError:
-        try:
-            return await self._send(call)
-        except TwinshotError as error:
-            return error
 
     async def _try(self, attempt: Callable[[Call[T]], Awaitable[R]], call: Call[T]) -> R:
         """What the attempt gives in the end, with retries."""

@@ -26,6 +26,8 @@ from twinshot._errors import (
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 5.0
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+"""No call waits here for another; how many there are at a time is the caller's choice."""
 MAX_ANSWER_BYTES = 256 * 2**20
 """The largest answer that is taken into memory; a 4096x4096 PNG without any compression has 48 MiB."""
 
@@ -65,7 +67,6 @@ class Allowance:
     """What one answer may cost: bytes, and seconds from now."""
 
     def __init__(self, seconds: float, call: Call[Any]) -> None:
-        self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._bytes = MAX_ANSWER_BYTES
         self._call = call
@@ -155,6 +156,9 @@ class BaseClient:
         address = self._config.shown
         try:
             yield
+        except httpx2.ConnectTimeout as error:
+            message = f"no connection to {address} within {self._timeout.connect:g} s"
+            raise APITimeoutError(message, call.request_id) from error
         except (httpx2.TimeoutException, TimeoutError) as error:
             message = f"no answer from {address} within {self._config.timeout:g} s"
             raise APITimeoutError(message, call.request_id) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx2
 
-from twinshot._base import MAX_ANSWER_BYTES, Allowance, BaseClient, Progress
+from twinshot._base import LIMITS, MAX_ANSWER_BYTES, Allowance, BaseClient, Progress
 from twinshot._calls import Call, health_call, models_call, picture_call, picture_calls, stream_call
 from twinshot._errors import Answer, TwinshotError, status_error
 from twinshot._events import Event, Story
@@ -64,7 +65,7 @@ class Client(BaseClient):
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         config = self._configure(base_url, api_key, timeout, max_retries)
-        self._http: httpx2.Client = _Connections(base_url=config.base_url, transport=transport)
+        self._http: httpx2.Client = _Connections(base_url=config.base_url, limits=LIMITS, transport=transport)
 
     def generate(self, prompt: str, **options: Unpack[Options]) -> Generated:
         """Draw one picture; `Options` tells what can be asked for.
@@ -127,15 +128,25 @@ class Client(BaseClient):
             [7, 8]
         """
         calls = picture_calls(prompts, options, concurrency)
-        send = self._outcome if return_errors else self._send
+        ended = threading.Event()
+
+        def draw(call: Call[Generated]) -> Any:
+            try:
+                return self._try(self._whole, call, ended.wait)
+            except TwinshotError as error:
+                if return_errors:
+                    return error
+                raise
+
         with ThreadPoolExecutor(concurrency, "twinshot") as pool:
-            drawing = [pool.submit(send, call) for call in calls]
+            drawing = [pool.submit(draw, call) for call in calls]
             try:
                 for done, future in enumerate(as_completed(drawing), 1):
                     future.result()
                     if progress is not None:
                         progress(done, len(calls))
             except BaseException:
+                ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [future.result() for future in drawing]
@@ -200,23 +211,18 @@ class Client(BaseClient):
     def _send(self, call: Call[T]) -> T:
         return self._try(self._whole, call)
 
-    def _outcome(self, call: Call[T]) -> T | TwinshotError:
-        try:
-            return self._send(call)
-        except TwinshotError as error:
-            return error
-
-    def _try(self, attempt: Callable[[Call[T]], R], call: Call[T]) -> R:
-        """What the attempt gives in the end, with retries."""
+    def _try(
+        self, attempt: Callable[[Call[T]], R], call: Call[T], wait: Callable[[float], object] | None = None
+    ) -> R:
+        """What the attempt gives in the end; `wait` pauses, and is true if there shall be no more tries."""
         retries = Retries(self._config.max_retries)
         while True:
             try:
                 return attempt(call)
             except TwinshotError as error:
                 pause = retries.pause(error)
-                if pause is None:
+                if pause is None or (wait or time.sleep)(pause):
                     raise
-            time.sleep(pause)
 
     def _whole(self, call: Call[T]) -> T:
         """Send once and read the whole answer."""

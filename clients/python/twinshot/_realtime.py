@@ -32,7 +32,7 @@ class Frame(Picture):
     Attributes:
         id: what `Realtime.send` returned.
         server_ms: milliseconds from the request's arrival to the sending of the frame.
-        timings: what of them went where.
+        timings: what of them went where; all 0 if the server does not tell.
         width: in pixels.
         height: in pixels.
 
@@ -152,7 +152,8 @@ class Realtime:
         while True:
             message = await self._receive()
             if isinstance(message, BytesMessage):
-                return read_frame(bytes(message.data), self._timings, self._head)
+                timings, self._timings = self._timings, Timings()
+                return read_frame(bytes(message.data), timings, self._head)
             news = read_news(message, self._head)
             if news.type == "timings":
                 self._timings = news.timings_ms
@@ -187,12 +188,12 @@ async def open_session(socket: AsyncWebSocketSession, head: Answer) -> AsyncIter
     The socket works in a task group, which wraps every exception that passes; so those of the context's body
     go past it, and what comes out of it is the socket's own failure.
     """
-    raised: Exception | None = None
+    raised: BaseException | None = None
     try:
         async with socket:
             try:
                 yield Realtime(socket, head)
-            except Exception as error:  # noqa: BLE001 - raised again below
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised again below
                 raised = error
     except ExceptionGroup as group:
         message = f"the session with {head.url} was cut"
