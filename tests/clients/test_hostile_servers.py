@@ -99,6 +99,12 @@ def test_an_answer_that_drips_has_an_end(ask: Asker) -> None:
             ask(server.url, "generate", "a", settings=HURRY)
 
 
+def test_headers_that_drip_have_an_end_in_asyncio() -> None:
+    with scripted(dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x")) as server:
+        with pytest.raises(APITimeoutError, match=r"within 0\.3 s"):
+            Asker("async")(server.url, "generate", "a", settings=HURRY)
+
+
 def test_a_refusal_that_drips_has_an_end(ask: Asker) -> None:
     with scripted(dripping(b"HTTP/1.1 422 No\r\n\r\n", b" ")) as server:
         for method in ("generate", "stream"):
