@@ -1,9 +1,9 @@
 """From the key's stroke to the picture: the page in a browser, with somebody typing.
 
-Chromium without a window opens the page of a server process on the same machine and types prompts at a steady
-pace. For each keystroke it is measured how long it takes until a picture of that prompt, or of a newer one, is on
-the canvas and the browser has begun the next frame; and how many pictures of older prompts were shown meanwhile.
-Browser, server and this program share the machine's cores.
+Chromium without a window opens the page of a server process on the same machine and types prompts at a
+steady pace. For each keystroke it is measured how long it takes until a picture of that prompt, or of a newer
+one, is on the canvas and the browser has begun the next frame; and how many pictures of older prompts were
+shown meanwhile. Browser, server and this program share the machine's cores.
 
 Prints a table and, last, one JSON line; `--write` keeps the rows in benchmarks/results/.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-from latency import ROOT, Row, describe, quantiles, server
 from playwright.sync_api import Page, sync_playwright
+
+from latency import ROOT, Row, describe, quantiles, server
 
 PROMPTS = (
     "two green apples on a pink background",
@@ -65,6 +67,7 @@ class Wait:
 def main() -> None:
     """Measure, print, and keep the rows if asked to."""
     options = parse_options()
+    load = os.getloadavg()[0]  # what else the machine is doing
     with server(options) as url:
         model = httpx2.get(f"{url}/v1/models").raise_for_status().json()["data"][0]
         with opened(url) as page:
@@ -72,14 +75,13 @@ def main() -> None:
             page.evaluate("typed.length = shown.length = 0")
             type_all(page, PROMPTS, options.rate)
             waits = match(page.evaluate("typed"), page.evaluate("shown"))
-    rows = [describe(model) | row for row in summarise(waits, options.rate)]
+    facts = describe(model) | {"load_before": round(load, 2)}
+    rows = [facts | row for row in summarise(waits, options.rate)]
     print_table(rows)
     if options.write:
         name = f"playground-{model['id']}-{model['device']}.json"
         (ROOT / "benchmarks" / "results" / name).write_text(json.dumps(rows, indent=1) + "\n")
-    print(
-        json.dumps({"p50_ms": rows[0]["median_ms"], "p95_ms": rows[0]["p95_ms"], "stale": rows[0]["stale"]})
-    )
+    print(json.dumps({name: rows[0][name] for name in ("median_ms", "p95_ms", "stale")}))
 
 
 def parse_options() -> argparse.Namespace:
@@ -135,11 +137,14 @@ def match(typed: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> l
 
 def summarise(waits: Sequence[Wait], rate: float) -> list[Row]:
     """One row: how long keystrokes waited, and the most older pictures that one of them saw."""
-    facts = {"benchmark": "playground", "part": "key to picture", "keys_per_second": rate}
     return [
-        facts
-        | quantiles([wait.milliseconds for wait in waits])
-        | {"stale": max(wait.stale for wait in waits)}
+        {
+            "benchmark": "playground",
+            "part": "key to picture",
+            "keys_per_second": rate,
+            **quantiles([wait.milliseconds for wait in waits]),
+            "stale": max(wait.stale for wait in waits),
+        }
     ]
 
 
@@ -147,7 +152,7 @@ def print_table(rows: Sequence[Row]) -> None:
     """The rows for people."""
     for row in rows:
         print(f"{row['checkpoint']} in Chromium, {row['keys_per_second']:g} keys a second, gpu: {row['gpu']}")
-        print(f"{row['versions']}, commit {row['commit']}")
+        print(f"{row['versions']}, commit {row['commit']}, load before: {row['load_before']}")
         print(f"\n{'part':<16}{'p50 ms':>10}{'p95 ms':>10}{'keys':>8}{'most older pictures':>22}")
         figures = f"{row['median_ms']:>10.1f}{row['p95_ms']:>10.1f}{row['samples']:>8}{row['stale']:>22}"
         print(f"{row['part']:<16}{figures}\n")

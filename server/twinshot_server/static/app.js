@@ -20,7 +20,7 @@ const STATES = {
   connecting: "Connecting …",
   warming: "The model is warming up",
   ready: "Ready",
-  busy: "Busy: your picture waits",
+  busy: "Busy: your picture waits for its turn",
   draining: "This server is about to stop",
   reconnecting: "Connection lost, trying again …",
   failed: "The model cannot be loaded",
@@ -77,6 +77,7 @@ async function showFrame(frame, stages) {
   if (shot === null || !(await stage.show(frame, shot, () => latest.mayShow(frame.id)))) return;
   const stale = latest.isStale(frame.id);
   const ms = performance.now() - shot.at;
+  $("copy").disabled = $("download").disabled = false;
   if (shot.tile === 0) timing.show(ms, split(came - shot.sent, stages));
   showCode();
   settle();
@@ -105,7 +106,7 @@ async function refuse(id, problem) {
   }
   const health = await connection.look();
   waits = problem.status !== 503;
-  if (waits) showState("busy", problem.detail);
+  if (waits) showState("busy");
   setTimeout(() => connection.isOpen && latest.resume(), Math.min(5000, Math.max(400, health?.predicted_wait_ms ?? 0)));
 }
 
@@ -135,7 +136,7 @@ function showState(name, reason) {
   if (waits && name === "ready") return;
   document.body.dataset.state = name;
   $("access").hidden = name !== "key";
-  say($("state"), reason && name !== "key" ? `${STATES[name]}: ${reason}` : STATES[name]);
+  say($("state"), reason && ["warming", "failed"].includes(name) ? `${STATES[name]}: ${reason}` : STATES[name]);
   if (name !== "key") return;
   say($("refused"), reason);
   $("key").focus();
@@ -249,4 +250,5 @@ function isWriting(target) {
 }
 
 reflect();
+stage.layout(settings.n, settings.size || "256x256");
 connection.run();

@@ -9,18 +9,18 @@ const EVERYDAY = new Set(
 );
 
 const EXAMPLES = [
-  "a red car left of a tree on a beach",
-  "a blue teapot and a yellow cup",
   "three penguins in the snow",
-  "a purple octopus underwater",
   "a rocket above a house in space",
   "two green apples on a pink background",
-  "a black cat right of a pumpkin at night",
   "an orange fish below a boat at sunset",
+  "four balloons in a meadow",
   "a robot and a cactus in the desert",
-  "a pink guitar on a blue background",
-  "a yellow bicycle left of a bus in a city",
+  "three foxes in a meadow",
   "a blue dinosaur right of a green tent",
+  "a red balloon above a house",
+  "a panda and a purple umbrella",
+  "a pink cupcake and a banana",
+  "a red car left of a tree on a beach",
 ];
 
 const WORD = /[\p{L}\p{N}][\p{L}\p{N}'’-]*/gu;
