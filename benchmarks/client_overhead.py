@@ -25,9 +25,11 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 
 import httpx2
+import torch
 
-from latency import ROOT, Row, commit, gpu_name, quantiles
+from latency import ROOT, Row
 from twinshot import AsyncClient, Client
+from twinshot_engine.benchmark.rows import commit, gpu_name, quantiles
 
 PROMPT = "a red car left of a tree on a beach"
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(60_000)
@@ -143,7 +145,7 @@ def summarise(samples: dict[str, list[float]]) -> list[Row]:
     facts: Row = {
         "benchmark": "client-overhead",
         "system": "twinshot",
-        "gpu": gpu_name("cpu"),
+        "gpu": gpu_name(torch.device("cpu")),
         "bytes": len(IMAGE),
         "versions": f"twinshot {version('twinshot')}, httpx2 {version('httpx2')}, "
         f"python {platform.python_version()}",

@@ -22,7 +22,8 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Page, sync_playwright
 
-from latency import ROOT, Row, describe, quantiles, server
+from latency import ROOT, Row, describe, server
+from twinshot_engine.benchmark.rows import quantiles
 
 PROMPTS = (
     "two green apples on a pink background",
