@@ -54,7 +54,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Forward passes.")]
 Tokens = Annotated[int, typer.Option(min=16, help="Length of the prompt with its template, in tokens.")]
 Samples = Annotated[int, typer.Option(min=1, help="How many runs of each part count.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the JSON line alone.")]
+Json = Annotated[bool, typer.Option("--json", envvar="TWINSHOT_JSON", help="Print the JSON line alone.")]
 Write = Annotated[bool, typer.Option("--write", help=f"Keep the rows in {RESULTS}/.")]
 
 

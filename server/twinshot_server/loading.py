@@ -12,7 +12,7 @@ from twinshot_server.settings import Settings, SettingsError
 
 def load_engine(settings: Settings, progress: Progress | None = None) -> Engine:
     """Load the checkpoint that the settings name. Raises SettingsError or CheckpointError."""
-    return Engine.load(_engine_config(settings), progress)
+    return Engine.load(engine_config(settings), progress)
 
 
 def _own_device(settings: Settings) -> str:
@@ -21,7 +21,8 @@ def _own_device(settings: Settings) -> str:
     return f"cuda:{settings.replica % count}" if settings.replicas > 1 and count else settings.device
 
 
-def _engine_config(settings: Settings) -> EngineConfig:
+def engine_config(settings: Settings) -> EngineConfig:
+    """The settings as the engine wants them. Raises SettingsError for what this machine does not have."""
     try:
         config = EngineConfig(
             checkpoint=settings.checkpoint,

@@ -31,6 +31,14 @@ def format_for(path: Path, asked: ImageFormat | None) -> ImageFormat:
     return found
 
 
+def numbered(path: Path, count: int) -> list[Path]:
+    """Names of `count` files after one: `path` itself, or `out-01.png`, `out-02.png` and so on."""
+    if count == 1:
+        return [path]
+    digits = len(str(count))
+    return [path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(1, count + 1)]
+
+
 def check_writable(path: Path) -> None:
     """Find out before the work is done that its result could not be kept. Raises OutputError."""
     if path.is_dir():

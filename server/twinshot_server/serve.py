@@ -6,11 +6,12 @@ import asyncio
 import gc
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
+from threading import Thread
 from types import FrameType
 
 import structlog
-import typer
 import uvicorn
 from prometheus_client import disable_created_metrics
 
@@ -20,6 +21,7 @@ from twinshot_server.connection import Connection
 from twinshot_server.engine_protocol import LOADING_ERRORS
 from twinshot_server.listening import address, listen
 from twinshot_server.logs import configure_logs
+from twinshot_server.scheduling.dispatcher import Dispatcher
 from twinshot_server.scheduling.jobs import StoppingError
 from twinshot_server.service import Service
 from twinshot_server.settings import Settings
@@ -27,8 +29,11 @@ from twinshot_server.settings import Settings
 _log = structlog.stdlib.get_logger("twinshot")
 
 
-def run_server(settings: Settings) -> None:
+def run_server(settings: Settings, watch: Callable[[Dispatcher, str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish running requests and return.
+
+    `watch` runs on a thread of its own from the moment the server listens; it receives the dispatcher, which
+    knows how far loading is, and the server's address.
 
     Raises ListenError, and CheckpointError or SettingsError if the model cannot be loaded. What else keeps
     it from loading is logged, and ends the process with exit code 1.
@@ -40,12 +45,16 @@ def run_server(settings: Settings) -> None:
     url = address(listener)
     service: Service = app.state.service
     server = DrainingServer(_configure(app, settings), service)
-    service.dispatcher.ready.add_done_callback(lambda ready: _settle(ready, server, url))
+    service.dispatcher.ready.add_done_callback(lambda ready: _settle(ready, server))
     _stop_on_signals(server)
     _log.info("listening", url=url)
+    watcher = Thread(target=watch, args=(service.dispatcher, url), daemon=True)
+    watcher.start()
     server.run(sockets=[listener])
     ready = service.dispatcher.ready
-    _raise_failure(ready.exception() if ready.done() else None)
+    if ready.done():
+        watcher.join()
+        _raise_failure(ready.exception())
 
 
 class DrainingServer(uvicorn.Server):
@@ -89,13 +98,12 @@ def _configure(app: object, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _settle(ready: Future[EngineInfo], server: uvicorn.Server, url: str) -> None:
-    """Say that the model is ready, or stop the server because it will never be."""
+def _settle(ready: Future[EngineInfo], server: uvicorn.Server) -> None:
+    """Tidy up for serving, or stop the server because its model will never be ready."""
     if ready.exception() is None:
         # What is there by now stays: without it the collector's longest pauses are gone.
         gc.collect()
         gc.freeze()
-        typer.echo(f"twinshot is ready: open {url}")
     else:
         server.should_exit = True
 

@@ -22,6 +22,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("TWINSHOT_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture
@@ -43,9 +44,15 @@ def program() -> str:
 def run(program: str, tmp_path: Path) -> Run:
     """Run the installed program in an empty folder to its end."""
 
-    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [program, *arguments],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     return start

@@ -72,8 +72,7 @@ def test_a_random_seed_is_told(runner: CliRunner, fake_engine: Any) -> None:
         (["a", "-o", ".", "--format", "png"], "is a folder"),
         (["a", "--precision", "int4"], "'int4' is not one of 'auto', 'fp32', 'bf16'"),
         (["a", "--threads", "0"], "not 0"),
-        (["a", "b"], "b"),
-        ([], "prompt"),
+        ([], "there is no prompt"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(arguments: list[str], said: str, runner: CliRunner) -> None:

@@ -12,6 +12,7 @@ from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.schedule import advance
 from twinshot_engine.text import PromptTokenizer, Qwen3Encoder
 from twinshot_engine.transformer import FoldedTransformer
+from twinshot_engine.types import Size
 from twinshot_engine.vae import PixelDecoder
 
 Progress = Callable[[str, float], None]
@@ -80,6 +81,26 @@ class Model:
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
+class Plan(NamedTuple):
+    """What loading a checkpoint would take, told from its configs and its files' headers.
+
+    Attributes:
+        weight_bytes: of each part as it would be loaded, by name.
+        workspace_bytes: estimate for intermediate results at the largest size.
+        sizes: supported sizes, default first; examples only if ``size_rule`` allows more.
+        size_rule: the supported sizes in words.
+        max_prompt_tokens: longest prompt with its chat template.
+        few_steps: whether it was distilled for few steps, as far as its weights tell.
+    """
+
+    weight_bytes: Mapping[str, int]
+    workspace_bytes: int
+    sizes: tuple[Size, ...]
+    size_rule: str
+    max_prompt_tokens: int
+    few_steps: bool
+
+
 class FamilyLoader(Protocol):
     """Builds the parts of one family."""
 
@@ -90,4 +111,16 @@ class FamilyLoader(Protocol):
 
         Raises:
             CheckpointError: it is damaged, its parts do not fit together, or it does not fit the device.
+        """
+
+
+class FamilyPlanner(Protocol):
+    """Tells what loading a checkpoint of one family would take."""
+
+    def __call__(self, checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> Plan:
+        """Compare configs and headers; no weight is read.
+
+        Raises:
+            CheckpointError: it is damaged, or its parts do not fit together.
+            ValueError: its weights cannot have the precision of ``placement``.
         """

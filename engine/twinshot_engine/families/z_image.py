@@ -19,8 +19,8 @@ from twinshot_engine.card import Card, read_card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Model, Pass, Progress
-from twinshot_engine.memory import Workload, check_memory
+from twinshot_engine.families.model import Model, Pass, Plan, Progress
+from twinshot_engine.memory import Workload, check_memory, weight_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
 from twinshot_engine.schedule import schedule_for
 from twinshot_engine.text import PromptTokenizer
@@ -104,6 +104,21 @@ def load_z_image(
     unfolded = stored["transformer"].part
     parts.transformer.table = read_times(unfolded, parts.transformer.config, times, placement.device)
     return assemble(parts, tokenizer, card, config, placement)
+
+
+def plan_z_image(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> Plan:
+    """Plan a Z-Image checkpoint; see :class:`~twinshot_engine.families.model.FamilyPlanner`."""
+    parts, stored = _find(checkpoint, placement)
+    tokenizer = _load_tokenizer(checkpoint, parts)
+    card = _read_card(checkpoint, parts, config, placement)
+    return Plan(
+        {name: weight_bytes([module]) for name, module in zip(stored, parts.modules(), strict=True)},
+        workspace_bytes(_workload(parts, tokenizer, card, config)),
+        card.sizes.listed,
+        str(card.sizes),
+        tokenizer.max_tokens,
+        parts.transformer.config.second_time_embedder,
+    )
 
 
 def _report_within(progress: Progress, name: str, start: float, end: float, done: float) -> None:

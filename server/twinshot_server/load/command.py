@@ -40,12 +40,17 @@ def load(
     ] = False,
     slow: Annotated[float, typer.Option(help="Part of the clients that read slowly, 0 to 1.")] = 0.0,
     leaving: Annotated[float, typer.Option(help="Part of the clients that leave early, 0 to 1.")] = 0.0,
-    image_format: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
+    image_format: Annotated[
+        str, typer.Option("--format", envvar="TWINSHOT_BENCH_LOAD_FORMAT", help="png, jpeg or webp.")
+    ] = "png",
     model: Annotated[str | None, typer.Option(help="The model's name, where the server wants one.")] = None,
     key: Annotated[str | None, typer.Option(envvar="TWINSHOT_API_KEY", help="An API key.")] = None,
     seed: Annotated[int, typer.Option(help="Of the arrivals: same seed, same run.")] = 0,
     system: Annotated[str, typer.Option(help="What is measured, for the rows.")] = "twinshot",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the rows in this file.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", envvar="TWINSHOT_JSON", help="Print the JSON line alone.")
+    ] = False,
 ) -> None:
     """Put a server that speaks OpenAI's images API under open-loop load.
 
@@ -62,7 +67,8 @@ def load(
     except (PlanError, UnreachableError) as error:
         typer.echo(f"Error: {error}.", err=True)
         raise typer.Exit(2) from None
-    _print_table(rows)
+    if not as_json:
+        _print_table(rows)
     if output is not None:
         output.write_text(json.dumps(rows, indent=1) + "\n")
     typer.echo(json.dumps(rows[-1]))

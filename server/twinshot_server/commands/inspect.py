@@ -1,0 +1,138 @@
+"""`twinshot inspect`: what a checkpoint is, what it needs and what it lacks, without loading it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from twinshot_server.commands.exits import ExitCode, one_sentence_errors
+from twinshot_server.commands.options import AsJson, Device, PrecisionOption, option
+from twinshot_server.commands.progress import Bar
+from twinshot_server.settings import DEFAULTS, Settings
+
+if TYPE_CHECKING:
+    from twinshot_server.inspection import Inspection, Need, Part
+
+_PIPE_COLUMNS = 140
+
+
+def inspect(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(envvar="TWINSHOT_CHECKPOINT", help="'builtin', a folder, or a Hub id that is cached."),
+    ] = DEFAULTS.checkpoint,
+    device: Device = DEFAULTS.device,
+    precision: PrecisionOption = DEFAULTS.precision,
+    sizes: Annotated[str, option("sizes")] = DEFAULTS.sizes,
+    steps: Annotated[str, option("steps")] = DEFAULTS.steps,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a checkpoint's family, parts, memory and faults from its configs and headers.
+
+    Nothing is downloaded and no weight is read. Ends with 1 if the checkpoint cannot be served.
+    """
+    stay_offline()
+    with one_sentence_errors(), Bar() as bar:
+        bar("importing torch", 0.0)
+        settings = Settings(
+            checkpoint=checkpoint, device=device, precision=precision, sizes=sizes, steps=steps
+        )
+        from twinshot_server.inspection import inspect as look
+
+        found = look(settings)
+    if as_json:
+        typer.echo(json.dumps(found.facts()))
+    else:
+        _print(found)
+    if found.problems:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def stay_offline() -> None:
+    """Have the Hub's client, which reads this when it is imported, look at its cache alone."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _print(found: Inspection) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, markup=False, highlight=False)
+    for name, value in _facts(found):
+        console.print(f"{name:<11} {value}", soft_wrap=True)
+    console.print(
+        _table(("part", "parameters", "stored", "files", "format"), map(_part_row, found.parts)), end=""
+    )
+    if found.needs:
+        columns = ("precision", "weights", "workspace", "needed", _free(found))
+        console.print(_table(columns, (_need_row(need, found.free_bytes) for need in found.needs)), end="")
+    for problem in found.problems:
+        console.print(f"Problem: {problem}", style="red", soft_wrap=True)
+    if not found.problems:
+        console.print("Nothing is missing.")
+
+
+def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
+    yield "checkpoint", f"{found.reference} ({found.folder})"
+    if found.revision:
+        yield "revision", found.revision
+    yield "family", found.family
+    if found.sizes:
+        steps = ", ".join(map(str, found.steps))
+        trained = "was" if found.few_steps else "was not, so few steps will look poor,"
+        yield "steps", f"{steps} (the checkpoint {trained} distilled for few)"
+        yield "sizes", found.sizes
+        yield "prompts", f"up to {found.max_prompt_tokens} tokens"
+
+
+def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place in (0, 4) else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _part_row(part: Part) -> tuple[str, ...]:
+    from twinshot_server.machine import in_words
+
+    if part.problem:
+        return part.name, "", "", "", "cannot be read"
+    parameters = f"{part.parameters / 1e6:,.1f} M" if part.parameters else ""
+    return (
+        part.name,
+        parameters,
+        in_words(part.bytes) if part.bytes else "",
+        str(part.files),
+        ", ".join(part.formats),
+    )
+
+
+def _need_row(need: Need, free: int | None) -> tuple[str, ...]:
+    from twinshot_server.machine import in_words
+
+    name = f"{need.precision} (chosen)" if need.chosen else need.precision
+    if not need.total:
+        return name, "", "", "", "not possible"
+    sizes = in_words(need.weight_bytes), in_words(need.workspace_bytes), in_words(need.total)
+    return name, *sizes, _verdict(need, free)
+
+
+def _verdict(need: Need, free: int | None) -> str:
+    if need.problem:
+        return "not possible here"
+    if free is None:
+        return ""
+    return "fits" if need.total <= free else "does not fit"
+
+
+def _free(found: Inspection) -> str:
+    from twinshot_server.machine import in_words
+
+    return f"{found.device}, {in_words(found.free_bytes)} free"

@@ -1,0 +1,61 @@
+"""What is going on, as a bar on stderr: on a terminal alone, and gone when the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class Bar:
+    """A progress bar that is called with the name of the current stage and its fraction, 0 to 1."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        # rich would send prints to its own console, which is stderr, and a result in a pipe would be lost.
+        self._progress = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Show another stage, or more of it; at 0 the bar only moves, as nobody knows for how long."""
+        self._progress.update(
+            self._task, description=stage, completed=fraction, total=1.0 if fraction else None
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar off the screen while something else is written there."""
+        self._progress.stop()
+        yield
+        self._progress.start()

@@ -1,0 +1,180 @@
+"""`twinshot inspect`: what a checkpoint is and needs, from its configs and its files' headers alone.
+
+Importing this imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+
+from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.config import EngineConfig, Placement
+from twinshot_engine.errors import CheckpointError
+from twinshot_engine.families import Plan, plan
+from twinshot_engine.random_weights import PREFIX, find_random
+from twinshot_engine.weights import StoredPart
+from twinshot_server.loading import engine_config
+from twinshot_server.machine import device_name, free_bytes
+from twinshot_server.settings import Settings
+
+PRECISIONS = ("fp32", "bf16", "fp8")
+_USUAL_PARTS = ("text_encoder", "tokenizer", "transformer", "vae")
+_UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A folder of the checkpoint; `problem` is a sentence if it cannot be read."""
+
+    name: str
+    parameters: int = 0
+    bytes: int = 0
+    files: int = 0
+    formats: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Memory in one precision; `problem` says why the checkpoint cannot have it here."""
+
+    precision: str
+    chosen: bool
+    weight_bytes: int = 0
+    workspace_bytes: int = 0
+    problem: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights and workspace."""
+        return self.weight_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a checkpoint; `problems` are what keeps it from being served, a sentence each."""
+
+    reference: str
+    folder: str
+    revision: str | None
+    family: str
+    steps: tuple[int, ...]
+    device: str
+    free_bytes: int | None
+    parts: list[Part]
+    needs: list[Need] = field(default_factory=list)
+    sizes: str = ""
+    max_prompt_tokens: int = 0
+    few_steps: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def need(self) -> Need | None:
+        """What the chosen precision takes, if it can be told."""
+        return next((each for each in self.needs if each.chosen and not each.problem), None)
+
+    def facts(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def inspect(settings: Settings) -> Inspection:
+    """Look at the checkpoint that the settings name.
+
+    Raises CheckpointError if there is none, and SettingsError if the device cannot do what is asked for.
+    """
+    config = engine_config(settings)
+    placement = config.placement()
+    reference = config.checkpoint
+    checkpoint = find_random(reference) if reference.startswith(PREFIX) else find_checkpoint(reference)
+    parts = [_look(checkpoint, name) for name in _part_names(checkpoint)]
+    problems = [part.problem for part in parts if part.problem]
+    needs, planned = _plan_all(checkpoint, config, placement, problems)
+    return Inspection(
+        reference,
+        str(checkpoint.folder),
+        checkpoint.revision,
+        _family(checkpoint, problems),
+        config.steps,
+        device_name(placement.device),
+        free_bytes(placement.device),
+        parts,
+        needs,
+        planned.size_rule if planned else "",
+        planned.max_prompt_tokens if planned else 0,
+        planned.few_steps if planned else False,
+        list(dict.fromkeys(problems)),
+    )
+
+
+def _family(checkpoint: Checkpoint, problems: list[str]) -> str:
+    try:
+        return checkpoint.family
+    except CheckpointError as error:
+        problems.append(str(error))
+        return "unknown"
+
+
+def _part_names(checkpoint: Checkpoint) -> list[str]:
+    """The parts that the index names, and those that every family here has."""
+    try:
+        index = checkpoint.read_json("model_index.json")
+    except CheckpointError:
+        index = {}
+    listed = [name for name, value in index.items() if isinstance(value, list) and any(value)]
+    return [name for name in dict.fromkeys((*_USUAL_PARTS, *listed)) if name not in _UNUSED_PARTS]
+
+
+def _look(checkpoint: Checkpoint, name: str) -> Part:
+    try:
+        if name == "tokenizer":
+            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer())} tokens",))
+        return _measure(name, checkpoint.part(name))
+    except CheckpointError as error:
+        return Part(name, problem=str(error))
+
+
+def _measure(name: str, stored: StoredPart) -> Part:
+    headers = stored.headers.values()
+    return Part(
+        name,
+        sum(math.prod(header.shape) for header in headers),
+        sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers),
+        len({header.path for header in headers}),
+        tuple(sorted({header.kind for header in headers})),
+    )
+
+
+def _plan_all(
+    checkpoint: Checkpoint, config: EngineConfig, placement: Placement, problems: list[str]
+) -> tuple[list[Need], Plan | None]:
+    """What each precision takes, and the plan of the chosen one. Adds to `problems`."""
+    needs, chosen = [], None
+    for precision in PRECISIONS:
+        is_chosen = precision == placement.precision
+        try:
+            planned = plan(checkpoint, config, replace(placement, precision=precision))
+        except ValueError as error:
+            needs.append(Need(precision, is_chosen, problem=str(error)))
+            if is_chosen:
+                problems.append(f"{error}.")
+        except CheckpointError as error:
+            problems.append(str(error))
+            return [], None
+        else:
+            weights = sum(planned.weight_bytes.values())
+            refusal = _refusal(config, precision)
+            needs.append(Need(precision, is_chosen, weights, planned.workspace_bytes, refusal))
+            chosen = planned if is_chosen else chosen
+    return needs, chosen
+
+
+def _refusal(config: EngineConfig, precision: str) -> str | None:
+    """Why this machine cannot compute in a precision, if so."""
+    try:
+        replace(config, precision=precision).placement()
+    except ValueError as error:
+        return str(error)
+    return None
