@@ -10,7 +10,7 @@ PORT ?= 8000
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench soak clean
+.PHONY: help install serve test check format docs bench soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(STAMP) ## Lint, formatting, types and layering
 format: $(STAMP) ## Rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## Rewrite the README's latency table and docs/openapi.json from results and code
+	$(BIN)/python docs/refresh.py
 
 bench: $(STAMP) ## Measure the latency of POST /generate on this machine
 	$(BIN)/python benchmarks/latency.py

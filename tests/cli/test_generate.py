@@ -69,6 +69,13 @@ def test_a_grid_of_one_prompt_is_about_square(runner: CliRunner) -> None:
     assert color_of("out.png", (2 * 68 + 5, 36 + 5)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(("columns", "size"), [(1, (64, 4 * 36 - 4)), (3, (200, 68)), (9, (4 * 68 - 4, 32))])
+def test_a_grid_is_as_wide_as_asked(columns: int, size: tuple[int, int], runner: CliRunner) -> None:
+    runner.invoke(app, ["generate", "a", "b", "c", "d", "--grid", "--columns", str(columns)])
+    with Image.open("out.png") as sheet:
+        assert sheet.size == size
+
+
 @pytest.mark.parametrize("grid", [True, False])
 def test_json_has_a_line_for_each_picture(grid: bool, runner: CliRunner) -> None:
     options = ["--grid"] if grid else []
@@ -85,6 +92,7 @@ def test_json_has_a_line_for_each_picture(grid: bool, runner: CliRunner) -> None
         (["a", " ", "c"], "prompt 2 of 3: prompt is empty"),
         (["a", "b", "--size", "512x512"], "'a': The size 512x512 is not supported"),
         (["a", "b", "--open"], "--open shows one file, not 2; add --grid"),
+        (["a", "--grid", "--columns", "0"], "--columns must be at least 1, not 0"),
         (["a", "-n", "0"], "n: input should be greater than or equal to 1, not 0"),
         (["a", "-n", "65"], "n: input should be less than or equal to 64, not 65"),
         (["a", "-f", "nowhere.txt"], "nowhere.txt"),

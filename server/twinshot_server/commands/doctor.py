@@ -12,7 +12,7 @@ from rich.text import Text
 
 from twinshot_server.commands.exits import ExitCode, one_sentence_errors
 from twinshot_server.commands.inspect import stay_offline
-from twinshot_server.commands.options import AsJson, Checkpoint, Device, PrecisionOption
+from twinshot_server.commands.options import AsJson, Checkpoint, Device, PrecisionOption, TextFp8
 from twinshot_server.commands.progress import Bar
 from twinshot_server.settings import DEFAULTS, Settings
 
@@ -26,6 +26,7 @@ def doctor(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    text_fp8: TextFp8 = DEFAULTS.text_fp8,
     as_json: AsJson = False,
 ) -> None:
     """Check GPU, driver, kernels, memory, model files and caches, and say what to do.
@@ -36,14 +37,14 @@ def doctor(
     findings = []
     with one_sentence_errors(), Bar() as bar:
         bar("importing torch", 0.0)
-        settings = Settings(checkpoint=checkpoint, device=device, precision=precision)
+        settings = Settings(checkpoint=checkpoint, device=device, precision=precision, text_fp8=text_fp8)
         from twinshot_server.checkup import examine
 
         for finding in examine(settings, bar):
             findings.append(finding)
             if not as_json:
-                with bar.paused():
-                    _print(finding)
+                bar.hide()
+                _print(finding)
     faults = sum(finding.status == "fault" for finding in findings)
     if as_json:
         typer.echo(json.dumps({"faults": faults, "findings": [asdict(finding) for finding in findings]}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from twinshot_server.commands.options import (
     Checkpoint,
     Device,
     PrecisionOption,
+    TextFp8,
     Threads,
     number,
 )
@@ -73,6 +73,9 @@ def generate(
         ),
     ] = 1,
     grid: Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet.")] = False,
+    columns: Annotated[
+        int | None, number("--columns", text="Pictures in a row of the sheet; if not given, as fits.")
+    ] = None,
     seed: Annotated[
         int | None, number("--seed", text="Same seed and prompt, same picture. Random if not given.")
     ] = None,
@@ -102,6 +105,7 @@ def generate(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    text_fp8: TextFp8 = DEFAULTS.text_fp8,
     backend: BackendOption = DEFAULTS.backend,
     threads: Threads = DEFAULTS.threads,
     as_json: AsJson = False,
@@ -115,14 +119,15 @@ def generate(
         total = count * len(bodies)
         if open_it and total > 1 and not grid:
             raise UsageError(f"--open shows one file, not {total}; add --grid to have all pictures in one")
-        columns = _columns(len(bodies), count) if grid else None
-        wanted = Wanted(output, chosen, quality, columns, show, as_json)
+        row = _columns(len(bodies), count, columns) if grid else None
+        wanted = Wanted(output, chosen, quality, row, show, as_json)
         for path in numbered(output, 1 if grid else total):
             check_writable(path)
         settings = Settings(
             checkpoint=checkpoint,
             device=device,
             precision=precision,
+            text_fp8=text_fp8,
             backend=backend,
             threads=threads,
             sizes=size or "",
@@ -156,9 +161,12 @@ def _bodies(prompts: Sequence[str], fields: Mapping[str, object]) -> Iterator[Ge
             raise UsageError(f"prompt {place} of {len(prompts)}: {describe(error.errors())[0]}") from None
 
 
-def _columns(prompts: int, each: int) -> int:
+def _columns(prompts: int, each: int, asked: int | None) -> int:
     """A row for each prompt, or as square as can be if there is one prompt or one picture of each."""
-    return each if prompts > 1 and each > 1 else math.ceil(math.sqrt(prompts * each))
+    if asked is not None and asked < 1:
+        raise UsageError(f"--columns must be at least 1, not {asked}")
+    fitting = each if prompts > 1 and each > 1 else math.ceil(math.sqrt(prompts * each))
+    return min(asked or fitting, prompts * each)
 
 
 def _draw(settings: Settings, bodies: Sequence[GenerateBody], wanted: Wanted, bar: Bar) -> None:
@@ -179,15 +187,14 @@ def _draw(settings: Settings, bodies: Sequence[GenerateBody], wanted: Wanted, ba
 
 def _tell(shots: Sequence[Shot], pixels: Pixels, wanted: Wanted, bar: Bar) -> None:
     """Say what was drawn on stderr, and where it is on stdout."""
-    with bar.paused():
-        for shot in shots:
-            typer.echo(_summary(shot), err=True)
-            if wanted.as_json:
-                typer.echo(json.dumps(shot.facts(), ensure_ascii=False))
-        if not wanted.as_json:
-            typer.echo(str(shots[0].output))
-        sys.stdout.flush()
-        show_picture(pixels, Show.NEVER if wanted.as_json else wanted.show)
+    bar.hide()
+    for shot in shots:
+        typer.echo(_summary(shot), err=True)
+        if wanted.as_json:
+            typer.echo(json.dumps(shot.facts(), ensure_ascii=False))
+    if not wanted.as_json:
+        typer.echo(str(shots[0].output))
+        show_picture(pixels, wanted.show)
 
 
 def _summary(shot: Shot) -> str:

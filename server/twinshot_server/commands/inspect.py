@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twinshot_server.commands.exits import ExitCode, one_sentence_errors
-from twinshot_server.commands.options import AsJson, Device, PrecisionOption, option
+from twinshot_server.commands.options import AsJson, Device, PrecisionOption, TextFp8, option
 from twinshot_server.commands.progress import Bar
 from twinshot_server.settings import DEFAULTS, Settings
 
@@ -31,6 +31,7 @@ def inspect(
     ] = DEFAULTS.checkpoint,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
+    text_fp8: TextFp8 = DEFAULTS.text_fp8,
     sizes: Annotated[str, option("sizes")] = DEFAULTS.sizes,
     steps: Annotated[str, option("steps")] = DEFAULTS.steps,
     as_json: AsJson = False,
@@ -43,7 +44,12 @@ def inspect(
     with one_sentence_errors(), Bar() as bar:
         bar("importing torch", 0.0)
         settings = Settings(
-            checkpoint=checkpoint, device=device, precision=precision, sizes=sizes, steps=steps
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision,
+            text_fp8=text_fp8,
+            sizes=sizes,
+            steps=steps,
         )
         from twinshot_server.inspection import inspect as look
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -52,10 +53,25 @@ class Bar:
         self._progress.update(
             self._task, description=stage, completed=fraction, total=1.0 if fraction else None
         )
+        self._progress.start()
+
+    def hide(self) -> None:
+        """Take the bar off the screen, so that something else can be written, until it is called again."""
+        self._progress.stop()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take the bar off the screen while something else is written there."""
-        self._progress.stop()
-        yield
-        self._progress.start()
+    def above_logs(self) -> Iterator[None]:
+        """Hide the bar whenever a line is logged."""
+
+        def step_aside(_record: logging.LogRecord) -> bool:
+            self.hide()
+            return True
+
+        handlers = list(logging.getLogger().handlers)
+        for handler in handlers:
+            handler.addFilter(step_aside)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(step_aside)

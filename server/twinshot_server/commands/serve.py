@@ -78,9 +78,9 @@ def serve(
 def watch_loading(dispatcher: Dispatcher, url: str, *, as_json: bool) -> None:
     """Show how far loading and warming are, and say on stdout when, and where, the model is ready."""
     ready: Future[EngineInfo] = dispatcher.ready
-    with Bar() as bar:
+    with Bar() as bar, bar.above_logs():
         while not wait([ready], _REFRESH_SECONDS).done:
-            bar(*dispatcher.engines[0].progress)
+            bar(*dispatcher.engines.stage)
     if ready.exception() is None:
         line = json.dumps({"url": url, "model": ready.result().name})
         typer.echo(line if as_json else f"twinshot is ready: open {url}")

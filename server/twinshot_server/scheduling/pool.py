@@ -75,10 +75,15 @@ class EnginePool:
         return failures[0] if len(failures) == len(self._links) else None
 
     @property
-    def progress(self) -> str:
-        """What an engine that cannot draw is doing, in words."""
+    def stage(self) -> tuple[str, float]:
+        """What an engine that cannot draw is doing, and how much of that is done, 0 to 1."""
         waited_for = next((engine for engine in self._links if engine.state != "ready"), self._links[0])
-        stage, fraction = waited_for.progress
+        return waited_for.progress
+
+    @property
+    def progress(self) -> str:
+        """The same in words."""
+        stage, fraction = self.stage
         return f"{stage} {fraction:.0%}"
 
     @property
