@@ -2,7 +2,8 @@
 
 Shell blocks run in an empty folder, stopped by the first command that fails, with these stand-ins:
 
-- `http://127.0.0.1:8000` is a server that the tests started, on a port of its own;
+- `http://127.0.0.1:8000`, which is also where `bench load` looks, is a server that the tests started, on a port
+  of its own;
 - `twinshot serve` gets a free port and is stopped once it is ready;
 - `make` only says what it would do, as most targets would run the tests again or take minutes;
 - `curl` fails where the server refuses.
@@ -62,9 +63,12 @@ def test_shell_block(
     if block.reason:
         finish(["bash", "-n", "-c", code], tmp_path, environment)
         return
-    if ADDRESS in code:
-        code = code.replace(ADDRESS, request.getfixturevalue("server"))
-    finish(["bash", "-c", PRELUDE + code], tmp_path, environment | {"TWINSHOT_ADMIN_KEY": ADMIN_KEY})
+    environment = environment | {"TWINSHOT_ADMIN_KEY": ADMIN_KEY}
+    if ADDRESS in code or "bench load" in code:
+        server = request.getfixturevalue("server")
+        code = code.replace(ADDRESS, server)
+        environment["TWINSHOT_BENCH_LOAD_URL"] = server
+    finish(["bash", "-c", PRELUDE + code], tmp_path, environment)
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
