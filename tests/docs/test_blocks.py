@@ -2,7 +2,7 @@
 
 Shell blocks run in an empty folder, stopped by the first command that fails, with these stand-ins:
 
-- `http://127.0.0.1:8000`, which is also where `bench load` looks, is a server that the tests started, on a port
+- `http://127.0.0.1:8000`, where `bench load` looks too, is a server that the tests started, on a port
   of its own;
 - `twinshot serve` gets a free port and is stopped once it is ready;
 - `make` only says what it would do, as most targets would run the tests again or take minutes;
