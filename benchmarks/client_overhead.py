@@ -6,7 +6,8 @@ ready bytes and reads as many as must come (`bytes`), httpx2 alone, `Client.gene
 `AsyncClient.generate`. Taking turns lets all of them see the same machine. What a caller costs is the median
 of its calls less that of `bytes`.
 
-Prints a table and, last, one JSON line; `--write` keeps the rows in benchmarks/results/.
+Run it with `PYTHONPATH=benchmarks`. Prints a table and, last, one JSON line; `--write` keeps the rows in
+benchmarks/results/.
 """
 
 from __future__ import annotations
