@@ -67,8 +67,9 @@ def _quantize_taps_kernel(
     value = tl.load(channel_bias + channel).to(tl.float32)
     for tap in tl.static_range(0, 9):
         down, right = tap // 3 - 1, tap % 3 - 1
-        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        inside = inside.to(tl.int1)  # the interpreter of Triton 3.9 makes whole numbers of scalars and tensors
+        # Of vectors alone: the interpreter of Triton 3.9 makes a whole number of a scalar's comparison.
+        line = tl.zeros_like(column) + (row + down)
+        inside = (line >= 0) & (line < height) & (column + right >= 0) & (column + right < width)
         source = (pixel + down * width + right) * stride + (column * stride + channel + tap * CHANNELS)
         value += tl.load(products + source, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + pixel * CHANNELS + place, to_level(value), mask=column < width)
