@@ -186,6 +186,15 @@ def test_little_motion_where_that_is_asked_for(make_playground: Make, miniature:
     assert calm.page.evaluate("document.getAnimations().length") == 1
 
 
+def test_what_belongs_together_stands_on_one_line(make_playground: Make, miniature: Server) -> None:
+    page = make_playground(miniature).open()
+    for row in ("#previous, #following, #lock, #copy, #share", "#language, #copy-code", "h1, #state"):
+        boxes = [item.bounding_box() for item in page.page.locator(row).all()]
+        middles = [box["y"] + box["height"] / 2 for box in boxes if box]
+        assert len(middles) == len(boxes) > 1
+        assert max(middles) - min(middles) < 2, row
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
 def test_what_it_looks_like(screen: str, scheme: str, make_playground: Make, miniature: Server) -> None:

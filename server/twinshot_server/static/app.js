@@ -1,7 +1,7 @@
-// The page: what is asked for, sent at every keystroke, and what came of it. Talks to this server only.
+// The page: what is asked for, sent at every keystroke, and what came of it.
 //
-// Whoever measures or tests listens for the event "twinshot:picture" on the document: a picture is on the canvas; its
-// detail has prompt, seed, tile, stale (drawn for an older wish) and ms (from the keystroke).
+// The document's event "twinshot:picture" tells of each that is shown: its prompt, seed and tile, whether it is stale
+// (drawn for an older wish), and ms since the keystroke.
 
 import { Connection } from "./connection.js";
 import { $, element, say, settled } from "./elements.js";

@@ -16,10 +16,8 @@ const EXAMPLES = [
   "four balloons in a meadow",
   "a robot and a cactus in the desert",
   "three foxes in a meadow",
-  "a blue dinosaur right of a green tent",
   "a red balloon above a house",
   "a panda and a purple umbrella",
-  "a pink cupcake and a banana",
   "a red car left of a tree on a beach",
 ];
 
