@@ -59,6 +59,8 @@ def _description() -> dict[str, Any]:
             "colorable": [entry.name for entry in OBJECTS if entry.colors],
             "colors": list(COLORS),
             "scenes": list(SCENES),
+            "synonyms": [synonym for entry in OBJECTS for synonym in entry.synonyms],
+            "places": [phrase for phrases in SCENES.values() for phrase in phrases],
         },
     }
 

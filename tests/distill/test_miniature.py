@@ -1,5 +1,6 @@
 """The shipped miniature: it follows its prompts at one step, and is what its card says."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from twinshot_distill.evaluate import draw, evaluate, judge, trials
+from twinshot_distill.export import _description
 from twinshot_distill.tokenizer import build_tokenizer
 from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import TASKS, is_unseen
@@ -34,6 +36,7 @@ def test_weights_stay_small() -> None:
 
 def test_card_and_vocabulary_are_true(engine: Engine) -> None:
     assert engine.info.vocabulary["objects"] == [entry.name for entry in OBJECTS]
+    assert json.loads((FOLDER / "twinshot.json").read_text()) == _description()
     card = (FOLDER / "README.md").read_text()
     assert f"{len(OBJECTS)} objects" in card
     assert "SCORES_HERE" not in card

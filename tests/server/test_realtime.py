@@ -44,6 +44,19 @@ def test_a_prompt_becomes_a_frame(client: TestClient) -> None:
     until(lambda: "twinshot_realtime_sessions 0.0" in client.get("/metrics").text)
 
 
+def test_where_the_time_went_is_told_to_those_who_ask(client: TestClient) -> None:
+    with client.websocket_connect("/realtime?timings=true") as session:
+        session.send_json({"id": 5, "prompt": "a red car", "seed": 7})
+        told = session.receive_json()
+        assert (told["type"], told["id"]) == ("timings", 5)
+        spent = told["timings_ms"]
+        assert list(spent) == ["queue", "text", "denoise", "decode", "encode"]
+        assert (spent["text"], spent["denoise"], spent["decode"]) == (1.0, 2.0, 3.0)
+        number, _, microseconds, _, _ = frame(session.receive_bytes())
+        assert number == 5
+        assert microseconds / 1000 >= spent["queue"] + spent["encode"]
+
+
 def test_the_newest_wins_and_what_it_supersedes_is_told_and_counted(client: TestClient, engine: Any) -> None:
     dispatcher = dispatcher_of(client)
     engine.hold()

@@ -4,7 +4,7 @@ import { $, element, reachable, roving, say } from "./elements.js";
 import { examplesFor, phrasesOf, unknownWords, wordsOf } from "./words.js";
 
 const EXAMPLES_SHOWN = 3;
-const KIND_NAMES = { colorable: "in any colour", colors: "colours" };
+const KIND_NAMES = { colorable: "in any colour", colors: "colours", synonyms: "other names" };
 
 /** Calls `onChange(timeStamp)` at every keystroke that changes the text, but not while an IME composes. */
 export class PromptBox {
