@@ -6,7 +6,8 @@ load. Plain torch moves 41 tensors the size of ``x`` for this; it must move four
 ``x'`` and ``h`` written. The fp8 form writes ``h`` in one byte an element. The second norm reads ``x'``
 after it was rounded, because that is what the next block will see.
 
-Measured: see benchmarks/results (kernels).
+Measured on an H100: 45.8 us at 4224x3840 in bf16, 2.83 TB/s, .98 of a copy (plain torch 660 us); with fp8
+output 47.3 us, .84 of a copy (791 us).
 """
 
 from __future__ import annotations

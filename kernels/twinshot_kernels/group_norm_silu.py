@@ -6,7 +6,8 @@ statistics (:func:`twinshot_kernels.group_statistics`) read ``x``, this kernel r
 ``y``. Given statistics, the first pass is skipped. ``channel_bias`` is the bias of the convolution before,
 which costs a pass of its own where torch adds it.
 
-Measured: see benchmarks/results (kernels).
+Measured on an H100: 295 us at 128x1024x1024 in bf16 with its statistics, 2.73 TB/s, .90 of a copy; plain
+torch 8,546 us. Smaller levels are farther from a copy, down to .61 at 512x128x128.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Z-Image normalises four times in every block, so this is its most frequent point
 closed schedule ``scale`` is ``weight * (1 + modulation)``, folded at load and kept in fp32. It must read
 ``x`` once and write ``y`` once: 2 bytes an element each in bf16; the fp8 form writes 1.
 
-Measured: see benchmarks/results (kernels).
+Measured on an H100: 23.7 us at 4224x3840 in bf16, 2.74 TB/s, .99 of a copy (plain torch 271 us); with fp8
+output 23.8 us, only .76 of a copy (401 us).
 """
 
 from __future__ import annotations

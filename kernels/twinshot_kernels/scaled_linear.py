@@ -4,7 +4,8 @@ E4M3 products run at twice the rate of bf16 ones and read half the weights. Scal
 output channel are constant along the sum, so they apply after it. torch's own kernel (cuBLAS or CUTLASS)
 does the product; on the CPU the operands are widened.
 
-Measured: see benchmarks/results (kernels).
+Measured on an H100: 1,339 to 1,445 TFLOP/s at Z-Image's three shapes (4224 rows), .90 to .97 of a large
+product.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The widest tensors of a block pass through here. It must read both inputs once a
 bytes an element in bf16, 5 when the output is fp8. ``gate`` and ``up`` are usually the halves of one packed
 projection; they are read where they lie.
 
-Measured: see benchmarks/results (kernels).
+Measured on an H100: 90.1 us at 4224x10240 in bf16, 2.88 TB/s, .97 of a copy (plain torch 675 us); with fp8
+output 78.0 us, .94 of a copy (996 us).
 """
 
 from __future__ import annotations

@@ -60,9 +60,7 @@ Write = Annotated[bool, typer.Option("--write", help=f"Keep the rows in {RESULTS
 
 @app.command()
 def latency(
-    checkpoint: Annotated[
-        str, typer.Option(help="'builtin', a folder, or a Hugging Face Hub id.")
-    ] = "builtin",
+    checkpoint: Checkpoint = "builtin",
     random_weights: Random = None,
     precision: Precision = "auto",
     text_fp8: Annotated[bool, typer.Option("--text-fp8", help="The text encoder in fp8 too.")] = False,
@@ -93,10 +91,8 @@ def latency(
 @app.command()
 def compare(
     random_weights: Annotated[str, typer.Option(help="A published size, such as z-image.")] = "z-image",
-    precision: Annotated[list[str] | None, typer.Option(help="bf16 or fp8; repeat the option.")] = None,
-    compiled: Annotated[
-        bool, typer.Option(help="Measure compiled diffusers too; compiling takes minutes.")
-    ] = True,
+    precision: Precisions = None,
+    compiled: Compiled = True,
     size: Size = "1024x1024",
     tokens: Tokens = 128,
     samples: Samples = 30,

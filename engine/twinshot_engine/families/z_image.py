@@ -103,7 +103,9 @@ def load_z_image(
     times = distinct_times(config.steps)
     unfolded = stored["transformer"].part
     parts.transformer.table = read_times(unfolded, parts.transformer.config, times, placement.device)
-    return assemble(parts, tokenizer, card, config, placement)
+    decoder = serving_decoder(parts.decoder, placement.dtype)
+    passes = make_passes(parts.transformer, config.steps)
+    return Model(tokenizer, parts.text, parts.transformer, decoder, placement, card, passes)
 
 
 def plan_z_image(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> Plan:
@@ -136,15 +138,6 @@ def _workload(parts: Parts, tokenizer: PromptTokenizer, card: Card, config: Engi
     )
 
 
-def assemble(
-    parts: Parts, tokenizer: PromptTokenizer, card: Card, config: EngineConfig, placement: Placement
-) -> Model:
-    """Put filled parts together; the transformer's table has a row for each of :func:`distinct_times`."""
-    decoder = serving_decoder(parts.decoder, placement.dtype)
-    passes = make_passes(parts.transformer, config.steps)
-    return Model(tokenizer, parts.text, parts.transformer, decoder, placement, card, passes)
-
-
 def distinct_times(steps: Sequence[int]) -> list[tuple[float, float]]:
     """The pairs of times that the schedules of all advertised step counts visit, each once."""
     schedules = [schedule_for(count) for count in steps]
@@ -152,7 +145,10 @@ def distinct_times(steps: Sequence[int]) -> list[tuple[float, float]]:
 
 
 def make_passes(transformer: FoldedTransformer, steps: Sequence[int]) -> dict[int, tuple[Pass, ...]]:
-    """Look up the constants of every advertised schedule."""
+    """Look up the constants of every advertised schedule.
+
+    The transformer's table has a row for each of :func:`distinct_times`.
+    """
     rows = dict(zip(distinct_times(steps), transformer.table, strict=True))
     passes: dict[int, tuple[Pass, ...]] = {}
     for count in steps:
@@ -218,7 +214,7 @@ def _read_card(checkpoint: Checkpoint, parts: Parts, config: EngineConfig, place
 
 def _shares(parts: Parts) -> list[tuple[float, float]]:
     """The span of the progress bar that each part takes, by its bytes."""
-    sizes = [sum(p.nbytes for p in module.parameters()) for module in parts.modules()]
+    sizes = [weight_bytes([module]) for module in parts.modules()]
     ends = [sum(sizes[: i + 1]) / sum(sizes) for i in range(len(sizes))]
     return list(zip([0.0, *ends[:-1]], ends, strict=True))
 
