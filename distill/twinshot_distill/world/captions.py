@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from random import Random
 
+from twinshot_distill.world.chinese import chinese_caption
 from twinshot_distill.world.scenes import Item, Scene
 from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS, SCENES
 
+CHINESE_SHARE = 0.25
 _NUMBERS = {2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
 _RELATION_PHRASES = {
     "left of": ("left of", "to the left of", "on the left of"),
@@ -48,19 +50,27 @@ _WORDY_ENDINGS = (
 
 def with_article(phrase: str) -> str:
     """Say "an apple" and "a dog"; the exceptions are spoken, not spelled ("a unicorn")."""
-    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one"))
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one", "ufo"))
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def _noun(rng: Random | None, name: str) -> str:
-    synonyms = OBJECTS[INDEX[name]].synonyms
-    return rng.choice(synonyms) if rng and synonyms and rng.random() < 0.2 else name
+    """The name, now and then a synonym, and seldom the word for a thing that is best drawn as this one."""
+    entry = OBJECTS[INDEX[name]]
+    roll = 1.0 if rng is None else rng.random()
+    if rng and entry.near and roll < 0.08:
+        return rng.choice(entry.near)
+    if rng and entry.synonyms and roll < 0.26:
+        return rng.choice(entry.synonyms)
+    return name
 
 
 def _plural(rng: Random | None, name: str) -> str:
     entry = OBJECTS[INDEX[name]]
     noun = _noun(rng, name)
-    return entry.plural if noun == name else f"{noun}s"
+    if noun == name or noun.endswith("s"):
+        return entry.plural if noun == name else noun
+    return f"{noun}es" if noun.endswith(("ch", "x")) else f"{noun}s"
 
 
 def _thing(rng: Random | None, item: Item) -> str:
@@ -68,7 +78,14 @@ def _thing(rng: Random | None, item: Item) -> str:
     if item.noun == "scissors":
         pair = f"a pair of {item.color + ' ' if item.color else ''}scissors"
         return pair if rng and rng.random() < 0.3 else with_article(f"{item.color or ''} scissors".strip())
-    return with_article(f"{item.color} {noun}" if item.color else noun)
+    phrase = f"{item.color} {noun}" if item.color else noun
+    return phrase if _is_plural(item.noun, noun) else with_article(phrase)
+
+
+def _is_plural(name: str, noun: str) -> bool:
+    """Whether one of it is called by a plural, such as "jeans"."""
+    entry = OBJECTS[INDEX[name]]
+    return noun.endswith("s") and entry.plural == entry.name
 
 
 def _counted(rng: Random | None, scene: Scene) -> str:
@@ -137,7 +154,9 @@ def _surface(rng: Random, text: str) -> str:
 
 
 def caption(rng: Random, scene: Scene, *, wordy: bool = False) -> str:
-    """A paraphrase of a scene; `wordy` wraps it in 20 to 30 words that add nothing."""
+    """A paraphrase of a scene, one in four of them in Chinese; `wordy` wraps it in words that add nothing."""
+    if rng.random() < CHINESE_SHARE:
+        return chinese_caption(rng, scene, wordy=wordy)
     core = _core(rng, scene)
     if scene.background is not None:
         where = _where(rng, scene.background)

@@ -36,7 +36,7 @@ def build_atlas(folder: Path) -> None:
             raise FileNotFoundError(f"no image for {entry.name!r} ({entry.code}.webp) in {folder}")
         tile = Image.open(found[0]).convert("RGBA").resize((SPRITE_PX, SPRITE_PX), Image.Resampling.LANCZOS)
         sheet.paste(tile, (index % _COLUMNS * SPRITE_PX, index // _COLUMNS * SPRITE_PX))
-    sheet.save(ATLAS, quality=90, alpha_quality=95, method=6)
+    sheet.save(ATLAS, quality=84, alpha_quality=90, method=6)
 
 
 @cache
