@@ -84,14 +84,19 @@ class Qwen3Encoder(nn.Module):
         return cast("Tensor", x)
 
     def _rotary_table(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            return self._build_table(tokens, device)
         if (tokens, device) not in self._tables:
-            positions = torch.arange(tokens, device=device)[None]
-            # Its frequencies are computed, not stored; fp32 whatever the weights are.
-            rotary = Qwen3RotaryEmbedding(self.config).to(device)
-            cos, sin = rotary(torch.empty(0, dtype=torch.float32, device=device), positions)
-            half = cos.shape[-1] // 2  # the two halves are equal
-            self._tables[tokens, device] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+            self._tables[tokens, device] = self._build_table(tokens, device)
         return self._tables[tokens, device]
+
+    def _build_table(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(tokens, device=device)[None]
+        # Its frequencies are computed, not stored; fp32 whatever the weights are.
+        rotary = Qwen3RotaryEmbedding(self.config).to(device)
+        cos, sin = rotary(torch.empty(0, dtype=torch.float32, device=device), positions)
+        half = cos.shape[-1] // 2  # the two halves are equal
+        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
 class _Layer(nn.Module):
