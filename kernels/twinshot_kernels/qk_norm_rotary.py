@@ -233,7 +233,8 @@ def qk_norm_rotary(
         ValueError: if the shapes do not fit, or just one of the two scales is given.
     """
     _check(qkv, q_scale, k_scale, cos, heads, kv_heads)
-    if needs_gradient(qkv, q_scale, k_scale, cos, sin):
+    # What is exported is written out of place: other runtimes have no views to write to.
+    if torch.compiler.is_exporting() or needs_gradient(qkv, q_scale, k_scale, cos, sin):
         return qk_norm_rotary_reference(
             qkv, q_scale, k_scale, cos, sin, eps, heads=heads, kv_heads=kv_heads, interleaved=interleaved
         )

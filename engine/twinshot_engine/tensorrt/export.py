@@ -1,0 +1,120 @@
+"""Write a stage down as ONNX, in standard operators, its weights in a file beside the graph.
+
+``torch.export`` records the stage; while it does, our operations run their references, so what is recorded
+are torch's operators. Attention becomes the operator Attention and RMS norms RMSNormalization (opset 23),
+which TensorRT has kernels for and onnxruntime computes too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.onnx.errors import OnnxExporterError
+
+from twinshot_engine.errors import EngineFilesError
+from twinshot_engine.families.model import Model
+from twinshot_engine.files import tell
+from twinshot_engine.tensorrt.disk import replaced
+from twinshot_engine.tensorrt.stages import Stage, sample_inputs
+
+OPSET = 23
+"""The first with Attention and RMSNormalization."""
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+
+_STANDARD = frozenset(("aten", "prims", "prim", "higher_order"))
+_FAILED_NODE = re.compile(r"node %(\w+)")
+_SAMPLE_BATCH = 2
+
+
+def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
+    """Export a stage to ``folder``, which appears when it is complete.
+
+    Args:
+        stage: of ``model``.
+        model: loaded, on the CPU.
+        folder: where :data:`GRAPH` and :data:`WEIGHTS` go.
+
+    Returns:
+        The graph's path.
+
+    Raises:
+        EngineFilesError: an operator has no ONNX form, or the disk is full.
+    """
+    program = record(stage, model)
+    try:
+        # Unoptimised first: the optimiser would otherwise hold a second copy of weights it folds.
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in stage.inputs],
+            output_names=[port.name for port in stage.outputs],
+            verbose=False,
+        )
+    except OnnxExporterError as error:
+        raise _unsupported(stage, program, error) from error
+    if onnx is None:
+        raise EngineFilesError(f"The {stage.name} was not exported: torch gave no reason.")
+    with replaced(folder) as part:
+        part.mkdir()
+        onnx.save(part / GRAPH, external_data=True)
+    return folder / GRAPH
+
+
+@torch.no_grad()
+def record(stage: Stage, model: Model) -> ExportedProgram:
+    """Record a stage with open batch and prompt length.
+
+    Raises:
+        EngineFilesError: an operator is not one of torch's own.
+    """
+    # Of 0 and 1 torch would make special cases.
+    tokens = stage.buckets.length(min(1, stage.buckets.count - 1))
+    inputs = sample_inputs(stage, model, _SAMPLE_BATCH, tokens)
+    program = torch.export.export(stage.module, inputs, dynamic_shapes=_nested(stage), strict=False)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and not _is_standard(node.target):
+            raise EngineFilesError(_sentence(stage, node))
+    return program
+
+
+def _nested(stage: Stage) -> tuple[Any, ...]:
+    """Open sides as the module's arguments are grouped: the transformer's captions come as one."""
+    sides = stage.open_sides()
+    count = stage.module.forward.__code__.co_argcount - 1
+    return (*sides[:count], sides[count:]) if len(sides) > count else sides
+
+
+def _is_standard(target: Any) -> bool:
+    namespace = getattr(target, "namespace", None)
+    return namespace is None or namespace in _STANDARD
+
+
+def _unsupported(stage: Stage, program: ExportedProgram, error: BaseException) -> EngineFilesError:
+    """Find the node that could not be translated, which only the messages of the errors' chain name."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    for message in map(str, _chain(error)):
+        match = _FAILED_NODE.search(message)
+        if match and match[1] in nodes:
+            return EngineFilesError(_sentence(stage, nodes[match[1]]))
+    return EngineFilesError(f"The {stage.name} cannot be written as ONNX: {tell(error)}.")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _sentence(stage: Stage, node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [name for name, _ in stack.values() if name]
+    where = path[-1] if path else "its top"
+    return f"The {stage.name} uses {node.target} in {where}, which has no form in ONNX opset {OPSET}."
