@@ -29,11 +29,15 @@ _Built = TypeVar("_Built")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A local folder, the reference it was found by, and its Hub commit if it has one."""
+    """A local folder, the reference it was found by, and its Hub commit if it has one.
+
+    ``redirect`` may exchange a part for one whose weights go elsewhere than into memory.
+    """
 
     folder: Path
     reference: str
     revision: str | None = None
+    redirect: Callable[[StoredPart], StoredPart] = lambda part: part
 
     @property
     def name(self) -> str:
@@ -65,7 +69,7 @@ class Checkpoint:
         ignored: Callable[[str], bool] = lambda _name: False,
     ) -> StoredPart:
         """Read the headers of a part's weights; see :func:`~twinshot_engine.weights.find_part`."""
-        return find_part(self.folder / name, rename=rename, ignored=ignored)
+        return self.redirect(find_part(self.folder / name, rename=rename, ignored=ignored))
 
     def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:
         """Load a tokenizer.

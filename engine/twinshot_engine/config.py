@@ -10,8 +10,9 @@ from twinshot_engine.types import Size
 
 BUILTIN = "builtin"
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-_BACKENDS = ("auto", "eager", "fused")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+_PRECISIONS = ("auto", "fp32", "bf16", "fp8")
+_BACKENDS = ("auto", "eager", "fused", "tensorrt")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _FP8_CAPABILITY = (8, 9)
 

@@ -91,7 +91,7 @@ class RandomCheckpoint(Checkpoint):
             rename(key): Header(Path(name), key, tuple(parameter.shape), "BF16")
             for key, parameter in module.named_parameters()
         }
-        return RandomPart(Path(self.reference, name), headers, ignored)
+        return self.redirect(RandomPart(Path(self.reference, name), headers, ignored))
 
 
 def find_random(reference: str) -> RandomCheckpoint:

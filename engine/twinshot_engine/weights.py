@@ -99,7 +99,7 @@ class StoredPart:
         Raises:
             CheckpointError: a file turns out to be damaged.
         """
-        module.to_empty(device=device)
+        self.allocate(module, device)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         _clear_gaps(parameters, buffers, slots.values())
         total = sum(_numel(self.headers[name].shape) for name in slots) or 1
@@ -111,6 +111,10 @@ class StoredPart:
             report(done / total)
         module.requires_grad_(requires_grad=False)
         module.eval()
+
+    def allocate(self, module: nn.Module, device: torch.device) -> None:
+        """Give a module on the meta device memory on ``device``, of undefined content."""
+        module.to_empty(device=device)
 
     def read(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """Read some tensors in the order of their files.
