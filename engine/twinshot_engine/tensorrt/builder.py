@@ -86,12 +86,6 @@ def build_engine(
     return tuple(_facts(each, order.profiles) for each in inputs), tuple(_facts(each) for each in outputs)
 
 
-def known_targets(library: Library) -> tuple[str, ...]:
-    """The GPUs that TensorRT for RTX can build for, as ``sm_89``."""
-    names = library.api.ComputeCapability.__members__
-    return tuple(f"sm_{name[2:]}" for name in names if name.startswith("SM"))
-
-
 def make_log(library: Library) -> Any:
     """A logger for the library that keeps its errors in ``log.errors`` and shows nothing."""
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.families.model import Model
 from twinshot_engine.files import tell
+from twinshot_engine.tensorrt.disk import write_whole
 from twinshot_engine.tensorrt.stages import Stage, sample_inputs
 
 TOLERANCE = 1e-4
@@ -81,6 +83,57 @@ def difference(found: Tensor, expected: Tensor) -> float:
         return float("inf") if gaps.max() > 1 else float(gaps.mean() / most)
     worst = float(gaps.max() / most)
     return worst if np.isfinite(worst) else float("inf")
+
+
+class Reference(NamedTuple):
+    """What a stage in fp32 makes of one input."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def write(self, path: Path) -> None:
+        """Keep it in a file.
+
+        Raises:
+            EngineFilesError: the disk is full.
+        """
+        named = {f"input {i:02}": tensor.contiguous() for i, tensor in enumerate(self.inputs)}
+        named |= {f"output {i:02}": tensor.contiguous() for i, tensor in enumerate(self.outputs)}
+        write_whole(path, save(named))
+
+    @classmethod
+    def read(cls, path: Path) -> Reference:
+        """Read it again."""
+        named = load_file(path)
+        parts = ([named[name] for name in sorted(named) if name.startswith(kind)] for kind in ("input", "output"))
+        return cls(*map(tuple, parts))
+
+
+def make_reference(stage: Stage, model: Model) -> Reference:
+    """Run a stage of a model in fp32 on one image with a short prompt."""
+    inputs = sample_inputs(stage, model, 1, stage.buckets.length(0))
+    return Reference(inputs, run_torch(stage, inputs))
+
+
+def compare_precision(reference: Reference, stage: Stage) -> float:
+    """Run a stage in its own precision and compare it with fp32.
+
+    Returns:
+        The mean difference, relative to the mean size of what is expected.
+
+    Raises:
+        EngineFilesError: what comes out is not finite.
+    """
+    pairs = zip(reference.inputs, stage.inputs, strict=True)
+    found = run_torch(stage, [tensor.to(port.dtype) for tensor, port in pairs])
+    worst = 0.0
+    for output, expected in zip(found, reference.outputs, strict=True):
+        wide = output.double()
+        if not wide.isfinite().all():
+            raise EngineFilesError(f"The {stage.name} overflows in this precision: bf16 is accepted.")
+        gap = (wide - expected.double()).abs().mean() / expected.double().abs().mean().clamp(min=1e-30)
+        worst = max(worst, float(gap))
+    return worst
 
 
 def _open(graph: Path) -> Any:
