@@ -101,9 +101,9 @@ def make_log(library: Library) -> Any:
     return Log()
 
 
-def last_error(log: Any) -> str:
-    """The last thing that the library complained of, as the end of a sentence."""
-    return log.errors[-1].rstrip(".") if log.errors else "it gave no reason"
+def first_error(log: Any) -> str:
+    """The first thing that the library complained of, as the end of a sentence; more tend to follow from it."""
+    return log.errors[0].rstrip(".") if log.errors else "it gave no reason"
 
 
 def _parse(api: Any, network: Any, log: Any, graph: Path) -> None:
@@ -116,7 +116,7 @@ def _parse(api: Any, network: Any, log: Any, graph: Path) -> None:
         raise EngineFilesError(
             f"TensorRT has no {first.node_operator()} as in {first.node_name()!r} of '{graph}': {first.desc()}."
         )
-    raise EngineFilesError(f"TensorRT cannot read '{graph}': {last_error(log)}.")
+    raise EngineFilesError(f"TensorRT cannot read '{graph}': {first_error(log)}.")
 
 
 def _let_attention_decompose(api: Any, network: Any) -> None:
@@ -194,7 +194,7 @@ def _build(library: Library, builder: Any, network: Any, config: Any, out: Binar
     if failures:
         raise failures[0]
     if not done:
-        raise EngineFilesError(f"TensorRT cannot build this engine: {last_error(log)}.")
+        raise EngineFilesError(f"TensorRT cannot build this engine: {first_error(log)}.")
 
 
 def _facts(tensor: Any, profiles: Sequence[Profile] = ()) -> TensorFacts:

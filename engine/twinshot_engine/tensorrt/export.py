@@ -20,6 +20,7 @@ from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.families.model import Model
 from twinshot_engine.files import tell
 from twinshot_engine.tensorrt.disk import replaced
+from twinshot_engine.tensorrt.rules import rewrite
 from twinshot_engine.tensorrt.stages import Stage, sample_inputs
 
 OPSET = 23
@@ -49,7 +50,6 @@ def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
     """
     program = record(stage, model)
     try:
-        # Unoptimised first: the optimiser would otherwise hold a second copy of weights it folds.
         onnx = torch.onnx.export(
             program,
             dynamo=True,
@@ -62,6 +62,7 @@ def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
         raise _unsupported(stage, program, error) from error
     if onnx is None:
         raise EngineFilesError(f"The {stage.name} was not exported: torch gave no reason.")
+    rewrite(onnx.model.graph)
     with replaced(folder) as part:
         part.mkdir()
         onnx.save(part / GRAPH, external_data=True)
