@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -28,7 +29,9 @@ class EngineConfig:
         precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32``, ``bf16`` or ``fp8``.
         text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting.
         backend: ``fused`` replays CUDA graphs captured while warming, ``eager`` runs the same operations one
-            by one, ``auto`` is fused on a GPU.
+            by one, ``tensorrt`` runs ``engines``; ``auto`` is that if there are any, else fused on a GPU.
+        engines: a folder that ``twinshot build`` made.
+        fallback: whether to serve without engines that cannot be used, and only say so in the log.
         sizes: the sizes to advertise, as (width, height), default first; None for the checkpoint's own.
         steps: the step counts to advertise; their constants are computed at load.
         batch_sizes: how many images may share one pass on the fused backend; 1 must be among them.
@@ -45,6 +48,8 @@ class EngineConfig:
     precision: str = "auto"
     text_fp8: bool = False
     backend: str = "auto"
+    engines: str | None = None
+    fallback: bool = False
     sizes: tuple[Size, ...] | None = None
     steps: tuple[int, ...] = (1, 2, 4)
     batch_sizes: tuple[int, ...] = (1,)
@@ -55,7 +60,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device {self.device!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
-        _check_choice("precision", self.precision, ("auto", *_DTYPES))
+        _check_choice("precision", self.precision, _PRECISIONS)
         _check_choice("backend", self.backend, _BACKENDS)
         for name in ("max_batch", "threads"):
             value = getattr(self, name)
@@ -67,6 +72,9 @@ class EngineConfig:
             raise ValueError("steps is empty: at least one step count must be advertised")
         if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them")
+        if (self.engines is None) == (self.backend == "tensorrt") and self.backend != "auto":
+            needed = "needs a folder of engines" if self.engines is None else "runs no engines"
+            raise ValueError(f"backend {self.backend!r} {needed}: 'tensorrt' goes together with engines")
 
     def placement(self) -> "Placement":
         """Resolve the automatic choices on this machine.
@@ -79,10 +87,16 @@ class EngineConfig:
         precision = automatic if self.precision == "auto" else self.precision
         if precision == "fp8" or self.text_fp8:
             _check_fp8(device)
-        backend = ("fused" if device.type == "cuda" else "eager") if self.backend == "auto" else self.backend
+        backend = self._find_backend(device) if self.backend == "auto" else self.backend
         if backend == "fused" and device.type != "cuda":
             raise ValueError(f"backend 'fused' needs a GPU, not {str(device)!r}: 'eager' is accepted there")
-        return Placement(device, precision, self.text_fp8, backend)
+        engines = None if self.engines is None else Path(self.engines).expanduser()
+        return Placement(device, precision, self.text_fp8, backend, engines)
+
+    def _find_backend(self, device: torch.device) -> str:
+        if self.engines is not None:
+            return "tensorrt"
+        return "fused" if device.type == "cuda" else "eager"
 
     def _find_device(self) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -97,12 +111,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model lives, in which number format, and what runs it."""
+    """Where a model lives, in which number format, and what runs it; ``engines`` for backend ``tensorrt``."""
 
     device: torch.device
     precision: str
     text_fp8: bool = False
     backend: str = "eager"
+    engines: Path | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,7 +129,7 @@ class Placement:
         """The format of the text encoder's projections: ``fp8``, else the type of everything around."""
         if self.text_fp8:
             return "fp8"
-        return "fp32" if self.dtype == torch.float32 else "bf16"
+        return self.precision if self.precision in ("fp32", "fp16") else "bf16"
 
 
 def _check_choice(name: str, value: str, accepted: Iterable[str]) -> None:

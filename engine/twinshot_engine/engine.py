@@ -20,6 +20,7 @@ from twinshot_engine.families.model import Progress
 from twinshot_engine.noise import Noise
 from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stopwatch import Stopwatch
+from twinshot_engine.tensorrt.serving import choose_engines
 from twinshot_engine.text import CacheStatistics, Caption, CaptionCache
 from twinshot_engine.types import EngineInfo, GeneratedBatch, GenerateRequest, StageTimes
 
@@ -51,18 +52,19 @@ class Engine:
                 ends the loading.
 
         Raises:
-            CheckpointError: the checkpoint is missing, damaged, not supported or too large for the device.
+            CheckpointError: the checkpoint is missing, damaged, not supported or too large for the device;
+                as EngineFilesError, engines of TensorRT are not for it.
             ValueError: the device does not exist or cannot do what is asked for.
         """
         report = progress or (lambda _stage, _fraction: None)
         started = time.perf_counter()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        placement = config.placement()
-        set_number_formats(placement)
         report("checkpoint", 0.0)
         wanted = config.checkpoint
-        checkpoint = find_random(wanted) if wanted.startswith(PREFIX) else find_checkpoint(wanted)
+        found = find_random(wanted) if wanted.startswith(PREFIX) else find_checkpoint(wanted)
+        checkpoint, config, placement = choose_engines(found, config)
+        set_number_formats(placement)
         model = find_family(checkpoint).load(checkpoint, config, placement, report)
         report("ready", 1.0)
         return cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)

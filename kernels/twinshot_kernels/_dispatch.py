@@ -1,8 +1,8 @@
 """How every operation of this package is registered and how a call finds its implementation.
 
 A custom operator has its reference on the CPU and its Triton kernel on CUDA; torch's dispatcher chooses.
-Kernels compute no gradients, so a call that will be differentiated runs the reference itself; so does one that
-``torch.export`` records, as other runtimes know torch's operators and not ours.
+Kernels compute no gradients, so a call that will be differentiated runs the reference itself; so does one
+that ``torch.export`` records, as other runtimes know torch's operators and not ours.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from twinshot_engine.backends.stages import Advertised
+from twinshot_engine.backends.stages import Advertised, largest_first
 from twinshot_engine.families.model import Model, Pass
 from twinshot_engine.graphs import CapturedStage, Inputs
 from twinshot_engine.text import Caption
@@ -78,11 +78,7 @@ class FusedBackend:
 
     def batches(self, count: int) -> list[int]:
         """Take the largest captured batch that fits, again and again."""
-        split: list[int] = []
-        while count:
-            split.append(next(size for size in self._batch_sizes if size <= count))
-            count -= split[-1]
-        return split
+        return largest_first(count, self._batch_sizes)
 
     def _capture_encoder(self, tokens: int) -> None:
         ids = self._inputs.like("ids", (1, tokens), torch.int64)

@@ -43,3 +43,12 @@ class Stages(Protocol):
 
     def batches(self, count: int) -> list[int]:
         """Split ``count`` images into batches that one pass can take."""
+
+
+def largest_first(count: int, batch_sizes: Sequence[int]) -> list[int]:
+    """Split ``count`` images into the largest of some batch sizes, 1 among them, again and again."""
+    split: list[int] = []
+    while count:
+        split.append(max(size for size in batch_sizes if size <= count))
+        count -= split[-1]
+    return split

@@ -33,7 +33,7 @@ class BuildConfig:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp8``.
         targets: GPUs as ``sm_89``; empty for all that one engine can be for.
         library: ``tensorrt`` or ``tensorrt_rtx``; None for what is installed.
-        check: compare the exported graphs with torch. That takes two copies of the weights in fp32 on the disk.
+        check: compare exported graphs with torch, which takes two copies of the weights in fp32 on disk.
         keep_onnx: leave the exported graphs in ``onnx/``.
 
     Raises:
@@ -67,7 +67,7 @@ def build(config: BuildConfig, report: Report) -> Manifest:
         report: called with what is going on and how much of everything is done, 0 to 1.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged; as EngineFilesError, the engines cannot be built.
+        CheckpointError: the checkpoint is damaged; as EngineFilesError, the engines cannot be built.
     """
     report("checkpoint", 0.0)
     library = find_library(config.library)

@@ -88,21 +88,22 @@ def build_engine(
 
 def make_log(library: Library) -> Any:
     """A logger for the library that keeps its errors in ``log.errors`` and shows nothing."""
+    base: Any = library.api.ILogger
 
-    class Log(library.api.ILogger):  # type: ignore[misc]
+    class Log(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            library.api.ILogger.__init__(self)
+            base.__init__(self)
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= library.api.ILogger.ERROR:
+            if severity <= base.ERROR:
                 self.errors.append(" ".join(message.split())[:300])
 
     return Log()
 
 
 def first_error(log: Any) -> str:
-    """The first thing that the library complained of, as the end of a sentence; more tend to follow from it."""
+    """The first complaint of the library, as the end of a sentence; others tend to follow from it."""
     return log.errors[0].rstrip(".") if log.errors else "it gave no reason"
 
 
@@ -146,11 +147,13 @@ def _make_profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 
 def _make_monitor(api: Any, report: Report) -> Any:
-    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+    base: Any = api.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
         """Tells about the outermost phases alone: the inner ones come and go too fast to read."""
 
         def __init__(self) -> None:
-            api.IProgressMonitor.__init__(self)
+            base.__init__(self)
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
@@ -178,10 +181,11 @@ def _load_timings(library: Library, config: Any, path: Path) -> Any | None:
 
 def _build(library: Library, builder: Any, network: Any, config: Any, out: BinaryIO, log: Any) -> None:
     failures: list[OSError] = []
+    base: Any = library.api.IStreamWriter
 
-    class Writer(library.api.IStreamWriter):  # type: ignore[misc]
+    class Writer(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            library.api.IStreamWriter.__init__(self)
+            base.__init__(self)
 
         def write(self, data: bytes) -> int:
             try:

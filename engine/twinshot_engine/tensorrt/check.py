@@ -40,7 +40,7 @@ def check_onnx(graph: Path, stage: Stage, model: Model) -> float:
         EngineFilesError: they differ by more than :data:`TOLERANCE`, or onnxruntime cannot run the graph.
     """
     session = _open(graph)
-    buckets = sorted({stage.buckets.length(0), stage.buckets.length(stage.buckets.count - 1)})
+    buckets = sorted({stage.buckets.length(0), stage.buckets.length(stage.buckets.amount - 1)})
     worst = 0.0
     for batch, tokens in product(BATCHES, buckets):
         inputs = sample_inputs(stage, model, batch, tokens, seed=batch)
@@ -105,7 +105,9 @@ class Reference(NamedTuple):
     def read(cls, path: Path) -> Reference:
         """Read it again."""
         named = load_file(path)
-        parts = ([named[name] for name in sorted(named) if name.startswith(kind)] for kind in ("input", "output"))
+        parts = (
+            [named[name] for name in sorted(named) if name.startswith(kind)] for kind in ("input", "output")
+        )
         return cls(*map(tuple, parts))
 
 

@@ -77,7 +77,7 @@ def record(stage: Stage, model: Model) -> ExportedProgram:
         EngineFilesError: an operator is not one of torch's own.
     """
     # Of 0 and 1 torch would make special cases.
-    tokens = stage.buckets.length(min(1, stage.buckets.count - 1))
+    tokens = stage.buckets.length(min(1, stage.buckets.amount - 1))
     inputs = sample_inputs(stage, model, _SAMPLE_BATCH, tokens)
     program = torch.export.export(stage.module, inputs, dynamic_shapes=_nested(stage), strict=False)
     for node in program.graph.nodes:

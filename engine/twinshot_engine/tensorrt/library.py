@@ -1,8 +1,8 @@
 """Find TensorRT or TensorRT for RTX, whichever is installed, and name its versions.
 
-Both have the same Python interface; what differs is told by :class:`Library`. TensorRT builds for the GPU that
-is in the machine. TensorRT for RTX builds for named GPUs, and needs none for that; it compiles the rest of the
-way when an engine is loaded.
+Both have the same Python interface; what differs is told by :class:`Library`. TensorRT builds for the GPU
+that is in the machine. TensorRT for RTX builds for named GPUs, and needs none for that; it compiles the rest
+of the way when an engine is loaded.
 """
 
 from __future__ import annotations

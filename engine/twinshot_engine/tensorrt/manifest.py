@@ -24,6 +24,9 @@ from twinshot_engine.types import Size
 FILE = "manifest.json"
 FORMAT = 1
 
+TEXT, TRANSFORMER, DECODER = "text", "transformer", "decoder"
+"""The stages of a model that there are engines for."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
@@ -149,11 +152,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise EngineFilesError(f"{quoted(path)} is missing: 'twinshot build' writes it when it is done.") from None
+        raise EngineFilesError(
+            f"{quoted(path)} is missing: 'twinshot build' writes it when it is done."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise EngineFilesError(f"{quoted(path)} is not readable JSON: {tell(error)}.") from error
     if isinstance(content, Mapping) and content.get("format") != FORMAT:
-        raise EngineFilesError(f"{quoted(path)} has format {content.get('format')!r}, not {FORMAT}: build again.")
+        raise EngineFilesError(
+            f"{quoted(path)} has format {content.get('format')!r}, not {FORMAT}: build again."
+        )
     try:
         manifest = _READER.validate_python(content)
     except ValidationError as error:
@@ -179,5 +186,7 @@ def verify_engine(folder: Path, facts: EngineFacts) -> bytes:
             return path.read_bytes()
     except OSError as error:
         raise EngineFilesError(f"{quoted(path)} cannot be read: {tell(error)}.") from error
-    found = f"has {size} bytes, not {facts.bytes}" if size != facts.bytes else "was changed after it was built"
+    found = (
+        f"has {size} bytes, not {facts.bytes}" if size != facts.bytes else "was changed after it was built"
+    )
     raise EngineFilesError(f"{quoted(path)} {found}: build again.")

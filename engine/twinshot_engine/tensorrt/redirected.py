@@ -1,4 +1,4 @@
-"""Parts whose weights go elsewhere than into memory; see :attr:`twinshot_engine.checkpoint.Checkpoint.redirect`.
+"""Parts whose weights go elsewhere than into memory, as ``Checkpoint.redirect`` says.
 
 An exporter maps them into a file, so that a model larger than the memory can be exported; who serves built
 engines needs none of them. Families load either like any other checkpoint.
@@ -30,9 +30,9 @@ class UnreadPart(StoredPart):
     def fill(
         self,
         module: nn.Module,
-        slots: Mapping[str, Slot],
-        device: torch.device,
-        report: Callable[[float], None] = lambda _fraction: None,
+        slots: Mapping[str, Slot],  # noqa: ARG002 - nothing is filled
+        device: torch.device,  # noqa: ARG002
+        report: Callable[[float], None] = lambda _fraction: None,  # noqa: ARG002
     ) -> None:
         """Freeze the module and leave it where it is."""
         module.requires_grad_(requires_grad=False)
@@ -50,7 +50,7 @@ class MappedPart(StoredPart):
     source: StoredPart
     file: Path
 
-    def allocate(self, module: nn.Module, device: torch.device) -> None:
+    def allocate(self, module: nn.Module, device: torch.device) -> None:  # noqa: ARG002 - a file
         """Make the file and lay the module's parameters and buffers out in it.
 
         Raises:

@@ -81,7 +81,7 @@ def phases(weight: Tensor) -> Tensor:
 
 
 def _raw(value: Any) -> Tensor | None:
-    """The torch tensor of a weight; what is computed in the graph, or was folded by the exporter, has none."""
+    """The torch tensor of a weight; what the graph computes or the exporter folded has none."""
     raw = getattr(value.const_value, "raw", None)
     return raw.detach() if isinstance(raw, Tensor) else None
 

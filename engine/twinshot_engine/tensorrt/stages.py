@@ -1,7 +1,7 @@
 """A model's three stages as modules that can be exported, with the shapes they shall take.
 
-The batch and the padded prompt length stay open, the size is fixed: a family's positions and padding depend on
-it, and a decoder's best convolutions too.
+The batch and the padded prompt length stay open, the size is fixed: a family's positions and padding depend
+on it, and a decoder's best convolutions too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from twinshot_engine.families.model import Model
+from twinshot_engine.tensorrt.manifest import DECODER, TEXT, TRANSFORMER
 from twinshot_engine.text import Caption
 from twinshot_engine.types import Size
 
-TEXT, TRANSFORMER, DECODER = "text", "transformer", "decoder"
 MOST_BATCH = 64
 """Largest batch that an exported graph promises to take; an engine's profiles say what it was built for."""
 
@@ -27,11 +27,11 @@ _IDS = 97
 
 
 class Buckets(NamedTuple):
-    """Padded prompt lengths ``first + step * i`` for ``count`` values of i."""
+    """Padded prompt lengths ``first + step * i`` for ``amount`` values of i."""
 
     first: int
     step: int
-    count: int
+    amount: int
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Buckets:
@@ -90,7 +90,7 @@ class Stage:
     def open_sides(self) -> tuple[dict[int, Any], ...]:
         """For each input, which dimensions are open, as ``torch.export`` wants to hear it."""
         batch = Dim("batch", min=1, max=MOST_BATCH)
-        bucket = Dim("bucket", min=1, max=max(self.buckets.count, 2))
+        bucket = Dim("bucket", min=1, max=max(self.buckets.amount, 2))
         return tuple(_open(port, self.buckets, batch, bucket) for port in self.inputs)
 
 
@@ -195,7 +195,7 @@ def _open(port: Port, buckets: Buckets, batch: Any, bucket: Any) -> dict[int, An
     for axis, side in enumerate(port.sides):
         if side is None:
             found[axis] = batch
-        elif side[1] and buckets.count > 1:
+        elif side[1] and buckets.amount > 1:
             # Bucket 1 is the first: a side is fixed + per_token * (first - step + step * bucket).
             start = side[0] + side[1] * (buckets.first - buckets.step)
             scaled = side[1] * buckets.step * bucket

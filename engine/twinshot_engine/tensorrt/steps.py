@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,9 @@ from twinshot_engine.tensorrt.disk import hash_file, remove, replaced
 from twinshot_engine.tensorrt.export import GRAPH, OPSET, export_stage
 from twinshot_engine.tensorrt.journal import Journal, key_of
 from twinshot_engine.tensorrt.library import Library
-from twinshot_engine.tensorrt.manifest import EngineFacts, Manifest
+from twinshot_engine.tensorrt.manifest import TEXT, EngineFacts, Manifest
 from twinshot_engine.tensorrt.source import Source
-from twinshot_engine.tensorrt.stages import TEXT, Stage, export_stages
+from twinshot_engine.tensorrt.stages import Stage, export_stages
 
 Report = Callable[[str, float], None]
 """Receives what is going on and how much of everything is done, 0 to 1."""
@@ -62,7 +62,7 @@ class Steps:
         return engine if path.is_file() and hash_file(path) == engine.sha256 else None
 
     def check(self, stages: Sequence[Stage]) -> None:
-        """Export stages in fp32, compare them with torch, and keep what other precisions are compared with."""
+        """Compare stages exported in fp32 with torch, and keep what other precisions are compared with."""
         wanted = {each.name for each in stages if self._found("check", each) is None}
         with self._loaded("fp32", wanted) as found:
             for stage, model in found:
@@ -172,7 +172,7 @@ class Steps:
 
     def _profiles(self, stage: Stage) -> list[Profile]:
         buckets = stage.buckets
-        lengths = [buckets.length(index) for index in (0, min(1, buckets.count - 1), buckets.count - 1)]
+        lengths = [buckets.length(index) for index in (0, min(1, buckets.amount - 1), buckets.amount - 1)]
         # Prompts are encoded one by one.
         batches = (1,) if stage.kind == TEXT else self._versions.batch_sizes
         return [
