@@ -27,8 +27,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def tell(error: BaseException) -> str:
     """Put an error on one line, short enough to stand inside a sentence."""
-    line = " ".join(str(error).split()).rstrip(".")
-    return line[:300] or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Put a text on one line, short enough to stand inside a sentence."""
+    return " ".join(text.split()).rstrip(".")[:300]
 
 
 def quoted(path: Path) -> str:

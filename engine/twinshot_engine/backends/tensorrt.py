@@ -19,10 +19,10 @@ from twinshot_engine.backends.stages import Advertised, largest_first
 from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.families.model import Model, Pass
 from twinshot_engine.graphs import CapturedStage, Inputs
+from twinshot_engine.tensorrt import targets
 from twinshot_engine.tensorrt.library import find_library
 from twinshot_engine.tensorrt.manifest import DECODER, TEXT, TRANSFORMER, TensorFacts, read_manifest
 from twinshot_engine.tensorrt.runtime import Context, JitCache, LoadedEngine
-from twinshot_engine.tensorrt.targets import current_target
 from twinshot_engine.text import Caption
 from twinshot_engine.types import Size
 
@@ -51,7 +51,7 @@ class TensorRTBackend:
         manifest = read_manifest(folder)
         library = find_library(manifest.library)
         self._captures = self._device.type == "cuda" and not library.builds_ahead
-        self._jit = JitCache(folder / f"jit-{current_target(self._device)}.cache")
+        self._jit = JitCache(folder / f"jit-{targets.current_target(self._device)}.cache")
         sizes = model.card.sizes.listed
         wanted = [(TEXT, None), *product((TRANSFORMER, DECODER), sizes)]
         self._engines = {

@@ -90,7 +90,7 @@ def build(config: BuildConfig, report: Report) -> Manifest:
 
 
 def _make(steps: Steps, stages: Sequence[Stage], config: BuildConfig) -> None:
-    steps.expect(len(stages) * (3 if config.check else 2))
+    steps.expect(stages, check=config.check)
     if config.check:
         steps.check(stages)
     steps.export(stages)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twinshot_engine.errors import EngineFilesError
+from twinshot_engine.files import one_line
 from twinshot_engine.tensorrt.disk import write_whole
 from twinshot_engine.tensorrt.library import Library
 from twinshot_engine.tensorrt.manifest import TensorFacts
@@ -97,7 +98,7 @@ def make_log(library: Library) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= base.ERROR:
-                self.errors.append(" ".join(message.split())[:300])
+                self.errors.append(one_line(message))
 
     return Log()
 
@@ -115,7 +116,8 @@ def _parse(api: Any, network: Any, log: Any, graph: Path) -> None:
     if failures and failures[0].node_name():
         first = failures[0]
         raise EngineFilesError(
-            f"TensorRT has no {first.node_operator()} as in {first.node_name()!r} of '{graph}': {first.desc()}."
+            f"TensorRT has no {first.node_operator()} as in {first.node_name()!r} of '{graph}': "
+            f"{one_line(first.desc())}."
         )
     raise EngineFilesError(f"TensorRT cannot read '{graph}': {first_error(log)}.")
 

@@ -7,8 +7,11 @@ which TensorRT has kernels for and onnxruntime computes too.
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,11 @@ def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
     Raises:
         EngineFilesError: an operator has no ONNX form, or the disk is full.
     """
+    with _without_noise():
+        return _export(stage, model, folder)
+
+
+def _export(stage: Stage, model: Model, folder: Path) -> Path:
     program = record(stage, model)
     try:
         onnx = torch.onnx.export(
@@ -84,6 +92,21 @@ def record(stage: Stage, model: Model) -> ExportedProgram:
         if node.op == "call_function" and not _is_standard(node.target):
             raise EngineFilesError(_sentence(stage, node))
     return program
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keep from the terminal what the exporter says about itself and about packages it can do without."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _nested(stage: Stage) -> tuple[Any, ...]:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import EngineFilesError
+from twinshot_engine.tensorrt import targets
 from twinshot_engine.tensorrt.fingerprint import fingerprint
 from twinshot_engine.tensorrt.library import find_library
 from twinshot_engine.tensorrt.manifest import Manifest, read_manifest
 from twinshot_engine.tensorrt.redirected import unread
-from twinshot_engine.tensorrt.targets import current_target
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _choose(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, 
 
 def _check_origin(manifest: Manifest, checkpoint: Checkpoint, placement: Placement) -> None:
     """Compare what engines depend on with what is here."""
-    target = current_target(placement.device)
+    target = targets.current_target(placement.device)
     if target not in manifest.targets:
         raise EngineFilesError(
             f"The engines are for {', '.join(manifest.targets)}, and this GPU is {target}."

@@ -48,9 +48,12 @@ class Steps:
         self._journal = Journal(folder / "journal.json")
         self._done, self._total = 0, 1
 
-    def expect(self, count: int) -> None:
-        """Say how many steps there will be, for the progress bar."""
-        self._total = count
+    def expect(self, stages: Sequence[Stage], *, check: bool) -> None:
+        """Count the steps that are left, for the progress bar."""
+        unchecked = [each for each in stages if check and self._found("check", each) is None]
+        checked_too = unchecked if self._versions.precision == "fp32" else []
+        left = [each for each in stages if not self._exported(each) and each not in checked_too]
+        self._total = len(unchecked) + len(left) + len(stages)
 
     def engine(self, stage: Stage) -> EngineFacts | None:
         """The engine of a stage, if it was built from the same and nobody touched it."""
@@ -66,12 +69,7 @@ class Steps:
         wanted = {each.name for each in stages if self._found("check", each) is None}
         with self._loaded("fp32", wanted) as found:
             for stage, model in found:
-                started = time.perf_counter()
-                graph = export_stage(stage, model, self._work / "check" / stage.name)
-                error = check_onnx(graph, stage, model)
-                make_reference(stage, model).write(self._reference(stage))
-                remove(graph.parent)
-                self._keep("check", stage, onnx_error=error, seconds=time.perf_counter() - started)
+                self._check(stage, model)
 
     def export(self, stages: Sequence[Stage]) -> None:
         """Export stages in the precision that is asked for."""
@@ -140,6 +138,19 @@ class Steps:
     @property
     def _timings(self) -> Path:
         return self._folder / "timing.cache"
+
+    def _check(self, stage: Stage, model: Model) -> None:
+        started = time.perf_counter()
+        # What is checked in fp32 need not be exported in it again.
+        final = self._versions.precision == "fp32"
+        folder = self._graph(stage).parent if final else self._work / "check" / stage.name
+        error = check_onnx(export_stage(stage, model, folder), stage, model)
+        make_reference(stage, model).write(self._reference(stage))
+        if final:
+            self._keep("export", stage, precision_error=0.0, seconds=0.0)
+        else:
+            remove(folder)
+        self._keep("check", stage, onnx_error=error, seconds=time.perf_counter() - started)
 
     def _graph(self, stage: Stage) -> Path:
         return self._work / "onnx" / stage.name / GRAPH
