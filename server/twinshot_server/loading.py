@@ -30,6 +30,8 @@ def engine_config(settings: Settings) -> EngineConfig:
             precision=settings.precision,
             text_fp8=settings.text_fp8,
             backend=settings.backend,
+            engines=settings.engines,
+            fallback=settings.fallback,
             sizes=settings.listed_sizes,
             steps=settings.listed_steps,
             batch_sizes=settings.batch_sizes,

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from twinshot_engine.types import Size
 
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
-Backend = Literal["auto", "eager", "fused"]
+Backend = Literal["auto", "eager", "fused", "tensorrt"]
 Batching = Literal["exact", "fast"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -34,7 +34,12 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<index>.")
     precision: Precision = Field(default="auto", description="Number format of weights and activations.")
     text_fp8: bool = Field(default=False, description="Keep the text encoder in fp8 too.")
-    backend: Backend = Field(default="auto", description="fused replays CUDA graphs; auto is that on a GPU.")
+    backend: Backend = Field(
+        default="auto",
+        description="fused replays CUDA graphs, tensorrt runs --engines; auto is what is there on a GPU.",
+    )
+    engines: str | None = Field(default=None, description="Folder of engines that 'twinshot build' made.")
+    fallback: bool = Field(default=False, description="Serve without engines that cannot be used here.")
     sizes: str = Field(
         default="",
         pattern=r"^(\d+x\d+(,\d+x\d+)*)?$",

@@ -1,4 +1,4 @@
-"""A tiny checkpoint of every family, a fake TensorRT, and engines that it built."""
+"""Engines of the built-in checkpoint, really built, and built again by a fake TensorRT that can run them."""
 
 import shutil
 import sys
@@ -8,9 +8,8 @@ from pathlib import Path
 import fake_tensorrt
 import pytest
 import torch
-from tiny_models import GPU, TINY_Z_IMAGE, fake_order, quiet
+from building import GPU, fake_order, quiet, real_order
 
-from twinshot_engine import random_weights
 from twinshot_engine.tensorrt import targets
 from twinshot_engine.tensorrt.build import build
 
@@ -18,11 +17,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Iterator[str]:
-    """The reference of a tiny Z-Image, with random weights and the built-in checkpoint's tokenizer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_weights, "PUBLISHED", {"tiny": TINY_Z_IMAGE})
-        yield "random:tiny"
+def really_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines that TensorRT for RTX built, beside the ONNX files that were checked; do not change them."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    folder = tmp_path_factory.mktemp("engines")
+    build(real_order(folder), quiet)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,11 @@ def fake_library() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def built(tiny: str, fake_library: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of the tiny checkpoint, built by the fake; do not change them."""
-    folder = tmp_path_factory.mktemp("engines")
-    build(fake_order(tiny, folder), quiet)
+def built(really_built: Path, fake_library: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines that the fake built of the same ONNX files; do not change them."""
+    folder = tmp_path_factory.mktemp("fake") / "engines"
+    shutil.copytree(really_built, folder)
+    build(fake_order(folder), quiet)
     return folder
 
 

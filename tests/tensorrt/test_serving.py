@@ -7,7 +7,7 @@ from typing import Any
 import fake_tensorrt
 import numpy as np
 import pytest
-from tiny_models import SIZES
+from building import SIZE
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
@@ -15,30 +15,31 @@ from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.tensorrt import targets
 from twinshot_engine.types import GenerateRequest
 
-WIDTH, HEIGHT = SIZES[1]
+pytestmark = pytest.mark.timeout(600)  # the first test waits for engines to be built
+
 REAL_TARGET = targets.current_target
 
 
-def load(checkpoint: str, engines: Path | str | None, **more: Any) -> Engine:
+def load(engines: Path | str | None, **more: Any) -> Engine:
     wanted: dict[str, Any] = {"batch_sizes": (1, 2), "steps": (1, 2), **more}
-    return Engine.load(EngineConfig(checkpoint, device="cpu", engines=engines and str(engines), **wanted))
+    return Engine.load(EngineConfig(device="cpu", engines=engines and str(engines), **wanted))
 
 
 def ask(count: int, steps: int = 1) -> list[GenerateRequest]:
     prompts = ("a red apple", "a blue vase " * 5, "two green pears")
-    return [GenerateRequest(prompts[i % 3], i, WIDTH, HEIGHT, steps) for i in range(count)]
+    return [GenerateRequest(prompts[i % 3], i, *SIZE, steps) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
-def served(tiny: str, built: Path) -> Engine:
-    engine = load(tiny, built)
+def served(built: Path) -> Engine:
+    engine = load(built)
     engine.warm()
     return engine
 
 
 @pytest.mark.parametrize(("count", "steps"), [(1, 1), (1, 2), (5, 1)])
-def test_pictures_are_those_of_torch(served: Engine, tiny: str, count: int, steps: int) -> None:
-    alone = load(tiny, None, sizes=SIZES[1:])
+def test_pictures_are_those_of_torch(served: Engine, count: int, steps: int) -> None:
+    alone = load(None, sizes=(SIZE,))
     found, expected = (each.generate(ask(count, steps)).images for each in (served, alone))
     gap = np.abs(found.astype(int) - expected.astype(int))
     assert gap.max() <= 1
@@ -64,7 +65,7 @@ def test_info_tells_what_runs(served: Engine) -> None:
     assert (served.info.backend, served.info.precision, served.info.sizes) == (
         "tensorrt",
         "fp32",
-        (SIZES[1],),
+        (SIZE,),
     )
 
 
@@ -76,87 +77,85 @@ def test_batches_are_the_largest_that_were_built(served: Engine) -> None:
     assert served.stages.batches(5) == [2, 2, 1]
 
 
-def test_the_folder_decides_on_the_backend(tiny: str, built: Path) -> None:
-    assert EngineConfig(tiny, device="cpu", engines=str(built)).placement().backend == "tensorrt"
+def test_the_folder_decides_on_the_backend(built: Path) -> None:
+    assert EngineConfig(device="cpu", engines=str(built)).placement().backend == "tensorrt"
 
 
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
         ({"precision": "bf16"}, "The engines are in fp32, not in bf16."),
-        ({"sizes": ((512, 512),)}, "No engine was built for the decoder of 512x512: sizes 272x256 were."),
+        ({"sizes": ((512, 512),)}, "No engine was built for the decoder of 512x512: sizes 256x256 were."),
         ({"batch_sizes": (1, 4)}, "The engines are for batches of 1, 2 images, not of 4."),
     ],
 )
-def test_what_was_not_built_is_refused(tiny: str, built: Path, wish: dict[str, Any], sentence: str) -> None:
+def test_what_was_not_built_is_refused(built: Path, wish: dict[str, Any], sentence: str) -> None:
     with pytest.raises(EngineFilesError) as error:
-        load(tiny, built, **wish)
+        load(built, **wish)
     assert str(error.value) == sentence
 
 
 def test_engines_of_another_checkpoint_are_refused(built: Path) -> None:
-    with pytest.raises(EngineFilesError, match="of another checkpoint than 'builtin': .* from 'random:tiny'"):
-        load("builtin", built)
+    with pytest.raises(EngineFilesError, match=r"than 'random:z-image': .* from 'builtin'"):
+        load(built, checkpoint="random:z-image")
 
 
-def test_engines_for_another_gpu_are_refused(tiny: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_for_another_gpu_are_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "current_target", lambda _device: "sm_90")
     with pytest.raises(EngineFilesError, match=r"The engines are for sm_89, and this GPU is sm_90\."):
-        load(tiny, built)
+        load(built)
 
 
-def test_a_machine_without_a_gpu_is_refused(tiny: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_gpu_is_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "current_target", REAL_TARGET)
     with pytest.raises(EngineFilesError, match="run on a GPU, not on 'cpu'"):
-        load(tiny, built)
+        load(built)
 
 
-def test_engines_of_another_version_are_refused(
-    tiny: str, built: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_of_another_version_are_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_tensorrt, "__version__", "10.15.0")
     with pytest.raises(EngineFilesError, match=r"of tensorrt 10\.14\.1\.0, but 10\.15\.0 is here"):
-        load(tiny, built)
+        load(built)
 
 
-def test_a_missing_folder_is_named(tiny: str, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineFilesError, match=r"manifest\.json' is missing: 'twinshot build' writes it"):
-        load(tiny, tmp_path)
+        load(tmp_path)
 
 
-def test_an_engine_that_was_changed_is_refused(tiny: str, engines: Path) -> None:
+def test_an_engine_that_was_changed_is_refused(engines: Path) -> None:
     path = next(engines.glob("decoder-*.engine"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(EngineFilesError, match=r"decoder-272x256\.engine' was changed after it was built"):
-        load(tiny, engines)
+    with pytest.raises(EngineFilesError, match=r"decoder-256x256\.engine' was changed after it was built"):
+        load(engines)
 
 
-def test_an_engine_that_was_cut_off_is_refused(tiny: str, engines: Path) -> None:
+def test_an_engine_that_was_cut_off_is_refused(engines: Path) -> None:
     path = next(engines.glob("text.engine"))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(EngineFilesError, match="has [0-9]+ bytes, not [0-9]+"):
-        load(tiny, engines)
+    with pytest.raises(EngineFilesError, match=r"has [0-9]+ bytes, not [0-9]+"):
+        load(engines)
 
 
-def test_an_engine_that_is_gone_is_named(tiny: str, engines: Path) -> None:
+def test_an_engine_that_is_gone_is_named(engines: Path) -> None:
     (engines / "text.engine").unlink()
     with pytest.raises(EngineFilesError, match=r"text\.engine' cannot be read"):
-        load(tiny, engines)
+        load(engines)
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
         ("deserialize", "tensorrt cannot load '.*text.engine': made for another driver."),
-        ("shape", "tensorrt refuses the shapes of 'decoder-272x256.engine'"),
+        ("shape", "tensorrt refuses the shapes of 'decoder-256x256.engine'"),
     ],
 )
-def test_what_the_library_refuses_is_told(tiny: str, built: Path, call: str, sentence: str) -> None:
+def test_what_the_library_refuses_is_told(built: Path, call: str, sentence: str) -> None:
     fake_tensorrt.refused.add(call)
     with pytest.raises(EngineFilesError, match=sentence):
-        load(tiny, built).warm()
+        load(built).warm()
 
 
 def test_a_failure_while_drawing_is_not_taken_for_a_picture(served: Engine) -> None:
@@ -166,10 +165,10 @@ def test_a_failure_while_drawing_is_not_taken_for_a_picture(served: Engine) -> N
 
 
 def test_falling_back_is_done_when_asked_for_and_said(
-    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        engine = load(tiny, tmp_path, fallback=True, sizes=SIZES[1:])
+        engine = load(tmp_path, fallback=True, sizes=(SIZE,))
     assert engine.info.backend == "eager"
     assert "Serving without TensorRT" in caplog.text
     assert "is missing" in caplog.text

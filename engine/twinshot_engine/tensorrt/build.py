@@ -34,7 +34,7 @@ class BuildConfig:
         targets: GPUs as ``sm_89``; empty for all that one engine can be for.
         library: ``tensorrt`` or ``tensorrt_rtx``; None for what is installed.
         check: compare exported graphs with torch, which takes two copies of the weights in fp32 on disk.
-        keep_onnx: leave the exported graphs in ``onnx/``.
+        keep_onnx: leave the exported graphs in ``onnx/``, where a build for other GPUs finds them.
 
     Raises:
         EngineFilesError: a setting is not one of those.

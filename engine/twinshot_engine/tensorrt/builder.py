@@ -77,9 +77,10 @@ def build_engine(
         config.add_optimization_profile(_make_profile(builder, network, profile))
     if hasattr(api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a CUDA graph can hold it
-    config.progress_monitor = _make_monitor(api, report)
+    stopped: list[BaseException] = []
+    config.progress_monitor = _make_monitor(api, report, stopped)
     cache = _load_timings(library, config, order.timing_cache)
-    _build(library, builder, network, config, out, log)
+    _build(builder, network, config, _make_writer(library, out, stopped), stopped, log)
     if cache is not None:
         write_whole(order.timing_cache, bytes(cache.serialize()))
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -148,7 +149,7 @@ def _make_profile(builder: Any, network: Any, profile: Profile) -> Any:
     return made
 
 
-def _make_monitor(api: Any, report: Report) -> Any:
+def _make_monitor(api: Any, report: Report, stopped: list[BaseException]) -> Any:
     base: Any = api.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -163,9 +164,12 @@ def _make_monitor(api: Any, report: Report) -> Any:
                 self._steps[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if phase in self._steps:
-                report(phase, (step + 1) / self._steps[phase])
-            return True
+            try:
+                if phase in self._steps:
+                    report(phase, (step + 1) / self._steps[phase])
+            except BaseException as error:  # noqa: BLE001 - as Ctrl-C, it cannot pass through the library
+                stopped.append(error)
+            return not stopped
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)
@@ -173,16 +177,7 @@ def _make_monitor(api: Any, report: Report) -> Any:
     return Monitor()
 
 
-def _load_timings(library: Library, config: Any, path: Path) -> Any | None:
-    if library.builds_ahead:
-        return None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
-
-
-def _build(library: Library, builder: Any, network: Any, config: Any, out: BinaryIO, log: Any) -> None:
-    failures: list[OSError] = []
+def _make_writer(library: Library, out: BinaryIO, stopped: list[BaseException]) -> Any:
     base: Any = library.api.IStreamWriter
 
     class Writer(base):  # type: ignore[misc]
@@ -193,12 +188,26 @@ def _build(library: Library, builder: Any, network: Any, config: Any, out: Binar
             try:
                 return out.write(data)
             except OSError as error:  # which cannot pass through the library
-                failures.append(error)
+                stopped.append(error)
                 return 0
 
-    done = builder.build_serialized_network_to_stream(network, config, Writer())
-    if failures:
-        raise failures[0]
+    return Writer()
+
+
+def _load_timings(library: Library, config: Any, path: Path) -> Any | None:
+    if library.builds_ahead:
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _build(
+    builder: Any, network: Any, config: Any, writer: Any, stopped: list[BaseException], log: Any
+) -> None:
+    done = builder.build_serialized_network_to_stream(network, config, writer)
+    if stopped:
+        raise stopped[0]
     if not done:
         raise EngineFilesError(f"TensorRT cannot build this engine: {first_error(log)}.")
 

@@ -20,11 +20,10 @@ from torch.export import ExportedProgram
 from torch.onnx.errors import OnnxExporterError
 
 from twinshot_engine.errors import EngineFilesError
-from twinshot_engine.families.model import Model
 from twinshot_engine.files import tell
 from twinshot_engine.tensorrt.disk import replaced
 from twinshot_engine.tensorrt.rules import rewrite
-from twinshot_engine.tensorrt.stages import Stage, sample_inputs
+from twinshot_engine.tensorrt.stages import Stage
 
 OPSET = 23
 """The first with Attention and RMSNormalization."""
@@ -37,12 +36,11 @@ _FAILED_NODE = re.compile(r"node %(\w+)")
 _SAMPLE_BATCH = 2
 
 
-def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
+def export_stage(stage: Stage, folder: Path) -> Path:
     """Export a stage to ``folder``, which appears when it is complete.
 
     Args:
-        stage: of ``model``.
-        model: loaded, on the CPU.
+        stage: of a model on the CPU.
         folder: where :data:`GRAPH` and :data:`WEIGHTS` go.
 
     Returns:
@@ -52,11 +50,11 @@ def export_stage(stage: Stage, model: Model, folder: Path) -> Path:
         EngineFilesError: an operator has no ONNX form, or the disk is full.
     """
     with _without_noise():
-        return _export(stage, model, folder)
+        return _export(stage, folder)
 
 
-def _export(stage: Stage, model: Model, folder: Path) -> Path:
-    program = record(stage, model)
+def _export(stage: Stage, folder: Path) -> Path:
+    program = record(stage)
     try:
         onnx = torch.onnx.export(
             program,
@@ -78,7 +76,7 @@ def _export(stage: Stage, model: Model, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def record(stage: Stage, model: Model) -> ExportedProgram:
+def record(stage: Stage) -> ExportedProgram:
     """Record a stage with open batch and prompt length.
 
     Raises:
@@ -86,7 +84,10 @@ def record(stage: Stage, model: Model) -> ExportedProgram:
     """
     # Of 0 and 1 torch would make special cases.
     tokens = stage.buckets.length(min(1, stage.buckets.amount - 1))
-    inputs = sample_inputs(stage, model, _SAMPLE_BATCH, tokens)
+    shapes = (port.shape(_SAMPLE_BATCH, tokens) for port in stage.inputs)
+    inputs = tuple(
+        torch.zeros(shape, dtype=port.dtype) for shape, port in zip(shapes, stage.inputs, strict=True)
+    )
     program = torch.export.export(stage.module, inputs, dynamic_shapes=_nested(stage), strict=False)
     for node in program.graph.nodes:
         if node.op == "call_function" and not _is_standard(node.target):
@@ -97,16 +98,18 @@ def record(stage: Stage, model: Model) -> ExportedProgram:
 @contextmanager
 def _without_noise() -> Iterator[None]:
     """Keep from the terminal what the exporter says about itself and about packages it can do without."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _nested(stage: Stage) -> tuple[Any, ...]:

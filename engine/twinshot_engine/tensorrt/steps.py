@@ -75,9 +75,9 @@ class Steps:
         """Export stages in the precision that is asked for."""
         wanted = {each.name for each in stages if not self._exported(each)}
         with self._loaded(self._versions.precision, wanted) as found:
-            for stage, model in found:
+            for stage, _ in found:
                 started = time.perf_counter()
-                export_stage(stage, model, self._graph(stage).parent)
+                export_stage(stage, self._graph(stage).parent)
                 reference = self._reference(stage)
                 error = compare_precision(Reference.read(reference), stage) if reference.is_file() else None
                 self._keep("export", stage, precision_error=error, seconds=time.perf_counter() - started)
@@ -128,12 +128,10 @@ class Steps:
         ).sealed()
 
     def clear(self, *, keep_onnx: bool) -> None:
-        """Remove what only the build needed."""
-        made = self._work / "onnx"
-        if keep_onnx and made.is_dir():
-            with replaced(self._folder / "onnx") as part:
-                made.rename(part)
+        """Remove what only the build needed; exports that are kept save the next build theirs."""
         remove(self._work)
+        if not keep_onnx:
+            remove(self._folder / "onnx")
 
     @property
     def _timings(self) -> Path:
@@ -144,7 +142,7 @@ class Steps:
         # What is checked in fp32 need not be exported in it again.
         final = self._versions.precision == "fp32"
         folder = self._graph(stage).parent if final else self._work / "check" / stage.name
-        error = check_onnx(export_stage(stage, model, folder), stage, model)
+        error = check_onnx(export_stage(stage, folder), stage, model)
         make_reference(stage, model).write(self._reference(stage))
         if final:
             self._keep("export", stage, precision_error=0.0, seconds=0.0)
@@ -153,7 +151,7 @@ class Steps:
         self._keep("check", stage, onnx_error=error, seconds=time.perf_counter() - started)
 
     def _graph(self, stage: Stage) -> Path:
-        return self._work / "onnx" / stage.name / GRAPH
+        return self._folder / "onnx" / stage.name / GRAPH
 
     def _reference(self, stage: Stage) -> Path:
         return self._work / "reference" / f"{stage.name}.safetensors"

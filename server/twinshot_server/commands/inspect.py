@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from twinshot_server.commands.build import inspect_engines
 from twinshot_server.commands.exits import ExitCode, one_sentence_errors
 from twinshot_server.commands.options import AsJson, Device, PrecisionOption, TextFp8, option
 from twinshot_server.commands.progress import Bar
@@ -39,7 +41,11 @@ def inspect(
     """Tell a checkpoint's family, parts, memory and faults from its configs and headers.
 
     Nothing is downloaded and no weight is read. Ends with 1 if the checkpoint cannot be served.
+    Of a folder that `twinshot build` made, it verifies every engine and tells its inputs and outputs.
     """
+    if (Path(checkpoint).expanduser() / "manifest.json").is_file():
+        inspect_engines(Path(checkpoint).expanduser(), as_json=as_json)
+        return
     stay_offline()
     with one_sentence_errors(), Bar() as bar:
         bar("importing torch", 0.0)

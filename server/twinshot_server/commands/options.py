@@ -34,6 +34,8 @@ def option(field: str) -> Any:
 Checkpoint = Annotated[str, option("checkpoint")]
 Device = Annotated[str, option("device")]
 BackendOption = Annotated[Backend, option("backend")]
+Engines = Annotated[str | None, option("engines")]
+Fallback = Annotated[bool, option("fallback")]
 PrecisionOption = Annotated[Precision, option("precision")]
 TextFp8 = Annotated[bool, option("text_fp8")]
 Threads = Annotated[int | None, option("threads")]
