@@ -7,10 +7,11 @@ which TensorRT has kernels for and onnxruntime computes too.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,23 @@ OPSET = 23
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 
+Change = Callable[[Any], None]
+"""Changes a graph of onnx_ir in place."""
+
 _STANDARD = frozenset(("aten", "prims", "prim", "higher_order"))
 _FAILED_NODE = re.compile(r"node %(\w+)")
 _SAMPLE_BATCH = 2
+_LARGEST_FOLDED = 8192
+"""Most elements of a constant that is computed with at export."""
 
 
-def export_stage(stage: Stage, folder: Path) -> Path:
+def export_stage(stage: Stage, folder: Path, change: Change = rewrite) -> Path:
     """Export a stage to ``folder``, which appears when it is complete.
 
     Args:
         stage: of a model on the CPU.
         folder: where :data:`GRAPH` and :data:`WEIGHTS` go.
+        change: what is done to the graph before it is written.
 
     Returns:
         The graph's path.
@@ -50,10 +57,10 @@ def export_stage(stage: Stage, folder: Path) -> Path:
         EngineFilesError: an operator has no ONNX form, or the disk is full.
     """
     with _without_noise():
-        return _export(stage, folder)
+        return _export(stage, folder, change)
 
 
-def _export(stage: Stage, folder: Path) -> Path:
+def _export(stage: Stage, folder: Path, change: Change) -> Path:
     program = record(stage)
     try:
         onnx = torch.onnx.export(
@@ -62,13 +69,15 @@ def _export(stage: Stage, folder: Path) -> Path:
             opset_version=OPSET,
             input_names=[port.name for port in stage.inputs],
             output_names=[port.name for port in stage.outputs],
+            optimize=False,
             verbose=False,
         )
     except OnnxExporterError as error:
         raise _unsupported(stage, program, error) from error
     if onnx is None:
         raise EngineFilesError(f"The {stage.name} was not exported: torch gave no reason.")
-    rewrite(onnx.model.graph)
+    _simplify(onnx.model)
+    change(onnx.model.graph)
     with replaced(folder) as part:
         part.mkdir()
         onnx.save(part / GRAPH, external_data=True)
@@ -117,6 +126,24 @@ def _nested(stage: Stage) -> tuple[Any, ...]:
     sides = stage.open_sides()
     count = stage.module.forward.__code__.co_argcount - 1
     return (*sides[:count], sides[count:]) if len(sides) > count else sides
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and fuse norms as the exporter would, but leave weights alone.
+
+    Left to itself it transposes them, which for a while makes a second copy of the model in memory.
+    """
+    optimizer = importlib.import_module("onnxscript.optimizer")
+    fusions = importlib.import_module("onnxscript.rewriter.onnx_fusions")
+    optimizer.optimize_ir(model, should_fold=_is_small)
+    fusions.fuse(model)
+
+
+def _is_small(node: Any) -> bool | None:
+    """Refuse to compute with large constants; of others the optimiser thinks for itself."""
+    constants = (value.const_value for value in node.inputs if value is not None)
+    large = any(constant is not None and constant.size > _LARGEST_FOLDED for constant in constants)
+    return False if large else None
 
 
 def _is_standard(target: Any) -> bool:

@@ -177,7 +177,7 @@ def verify_engine(folder: Path, facts: EngineFacts) -> bytes:
     Raises:
         EngineFilesError: it is missing, cut off or another one.
     """
-    if Path(facts.file).name != facts.file:
+    if Path(facts.file).name != facts.file or facts.file == "..":
         raise EngineFilesError(f"The manifest names {facts.file!r}, which is not a file in its folder.")
     path = folder / facts.file
     try:

@@ -57,9 +57,10 @@ def _split_phases(graph: Any, node: Any) -> None:
     conv.outputs[0].dtype = x.dtype
     graph.insert_before(node, [conv, shuffle])
     old, new = node.outputs[0], shuffle.outputs[0]
-    new.dtype, new.shape = old.dtype, old.shape
-    ir.convenience.replace_all_uses_with(old, new)
+    new.dtype, new.shape, name = old.dtype, old.shape, old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    new.name = name
     for value in (weight, bias):
         if not value.uses():
             del graph.initializers[value.name]

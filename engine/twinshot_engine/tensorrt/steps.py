@@ -19,7 +19,9 @@ from twinshot_engine.tensorrt.disk import hash_file, remove, replaced
 from twinshot_engine.tensorrt.export import GRAPH, OPSET, export_stage
 from twinshot_engine.tensorrt.journal import Journal, key_of
 from twinshot_engine.tensorrt.library import Library
-from twinshot_engine.tensorrt.manifest import TEXT, EngineFacts, Manifest
+from twinshot_engine.tensorrt.manifest import TEXT, TRANSFORMER, EngineFacts, Manifest
+from twinshot_engine.tensorrt.quantize import find_peaks, quantize_graph, quantized
+from twinshot_engine.tensorrt.rules import rewrite
 from twinshot_engine.tensorrt.source import Source
 from twinshot_engine.tensorrt.stages import Stage, export_stages
 
@@ -75,12 +77,8 @@ class Steps:
         """Export stages in the precision that is asked for."""
         wanted = {each.name for each in stages if not self._exported(each)}
         with self._loaded(self._versions.precision, wanted) as found:
-            for stage, _ in found:
-                started = time.perf_counter()
-                export_stage(stage, self._graph(stage).parent)
-                reference = self._reference(stage)
-                error = compare_precision(Reference.read(reference), stage) if reference.is_file() else None
-                self._keep("export", stage, precision_error=error, seconds=time.perf_counter() - started)
+            for stage, model in found:
+                self._export(stage, model)
 
     def build(self, stage: Stage) -> None:
         """Build the engine of an exported stage."""
@@ -149,6 +147,22 @@ class Steps:
         else:
             remove(folder)
         self._keep("check", stage, onnx_error=error, seconds=time.perf_counter() - started)
+
+    def _export(self, stage: Stage, model: Model) -> None:
+        started = time.perf_counter()
+        quantizes = self._versions.precision == "fp8" and stage.kind == TRANSFORMER
+        peaks = find_peaks(stage, model) if quantizes else {}
+
+        def change(graph: Any) -> None:
+            rewrite(graph)
+            quantize_graph(graph, peaks)
+
+        export_stage(stage, self._graph(stage).parent, change)
+        error = None
+        if self._reference(stage).is_file():
+            with quantized(stage, peaks):
+                error = compare_precision(Reference.read(self._reference(stage)), stage)
+        self._keep("export", stage, precision_error=error, seconds=time.perf_counter() - started)
 
     def _graph(self, stage: Stage) -> Path:
         return self._folder / "onnx" / stage.name / GRAPH
