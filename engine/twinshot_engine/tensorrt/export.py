@@ -153,11 +153,12 @@ def _is_standard(target: Any) -> bool:
 
 def _unsupported(stage: Stage, program: ExportedProgram, error: BaseException) -> EngineFilesError:
     """Find the node that could not be translated, which only the messages of the errors' chain name."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    for message in map(str, _chain(error)):
-        match = _FAILED_NODE.search(message)
-        if match and match[1] in nodes:
-            return EngineFilesError(_sentence(stage, nodes[match[1]]))
+    names = [match[1] for each in _chain(error) if (match := _FAILED_NODE.search(str(each)))]
+    if names:
+        # The exporter takes operators apart first.
+        for node in (*program.graph.nodes, *program.run_decompositions().graph.nodes):
+            if node.name == names[0]:
+                return EngineFilesError(_sentence(stage, node))
     return EngineFilesError(f"The {stage.name} cannot be written as ONNX: {tell(error)}.")
 
 
