@@ -92,6 +92,18 @@ def server(objects: list[Object]) -> Object:
     return containers[0]
 
 
+def pod_environment(**values: object) -> dict[str, str]:
+    """What the chart sets for the miniature on a CPU, but on loopback and on a free port."""
+    container = server(render(CHART / "values-cpu.yaml", values=values))
+    here = {"TWINSHOT_HOST": "127.0.0.1", "TWINSHOT_PORT": "0"}
+    return {each["name"]: each["value"] for each in container["env"]} | here
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's, without settings of twinshot's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TWINSHOT_")}
+
+
 def golden_text(name: str) -> str:
     """What is kept of a render: every object; of the board only that it is there."""
     objects = copy.deepcopy(rendered(name))
