@@ -1,7 +1,7 @@
 """Pins what the images install, with hashes: `make lock` writes `deploy/locks` anew, with uv.
 
-`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `build.txt` what builds
-the wheel. All versions fit Python 3.11 and newer on Linux.
+`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `build.txt` what
+builds the wheel. All versions fit Python 3.11 and newer on Linux.
 """
 
 from __future__ import annotations

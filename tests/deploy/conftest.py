@@ -19,7 +19,9 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that runs as in a pod; it must end within its grace period, with 0."""
     keys = tmp_path_factory.mktemp("etc") / "keys.toml"
     keys.write_text('[tests]\nsecret = "a-secret-of-the-tests"\n', "utf-8")
-    environment = clean_environment() | pod_environment(**{"server.drainSeconds": 1, "auth.existingSecret": "keys"})
+    environment = clean_environment() | pod_environment(
+        **{"server.drainSeconds": 1, "auth.existingSecret": "keys"}
+    )
     assert environment["TWINSHOT_API_KEYS_FILE"] == "/etc/twinshot/keys.toml"
     environment["TWINSHOT_API_KEYS_FILE"] = str(keys)
     command = [str(PROGRAMS / "twinshot"), "serve", "--json"]

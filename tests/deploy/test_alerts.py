@@ -43,7 +43,9 @@ def test_a_rule_that_never_fires_would_be_noticed(tmp_path: Path) -> None:
     for rule in RULES:
         text = ALERTS.read_text("utf-8")
         broken = yaml.safe_load(text)
-        next(each for each in broken["groups"][0]["rules"] if each["alert"] == rule["alert"])["expr"] = "vector(1) > 2"
+        next(each for each in broken["groups"][0]["rules"] if each["alert"] == rule["alert"])["expr"] = (
+            "vector(1) > 2"
+        )
         (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(broken), "utf-8")
         assert promtool("test", "rules", CASES.name, folder=tmp_path).returncode != 0, rule["alert"]
 
@@ -66,7 +68,9 @@ def test_an_alert_asks_for_what_the_server_has(rule: dict[str, Any]) -> None:
             assert label in known[name] | SCRAPED
             if label == "outcome":
                 assert set(values) <= {*_OUTCOMES.values(), "ok", "invalid", "error"}
-    assert groupings(rule["expr"]) <= SCRAPED | set().union(*(known[name] for name, _ in selectors(rule["expr"])))
+    assert groupings(rule["expr"]) <= SCRAPED | set().union(
+        *(known[name] for name, _ in selectors(rule["expr"]))
+    )
 
 
 @EVERY
@@ -81,13 +85,22 @@ def test_an_alert_has_its_section_in_the_runbook(rule: dict[str, Any]) -> None:
 
 def test_thresholds_are_values() -> None:
     values = {"latencySeconds": 0.5, "errorRatio": 0.125, "refusedRatio": 0.375, "engineRestarts": 7}
-    given = {"prometheusRule.enabled": True} | {f"prometheusRule.{name}": value for name, value in values.items()}
+    given = {"prometheusRule.enabled": True} | {
+        f"prometheusRule.{name}": value for name, value in values.items()
+    }
     rules = one(render(values=given), "PrometheusRule")["spec"]["groups"][0]["rules"]
-    assert {rule["expr"].split(">")[-1].strip() for rule in rules if ">" in rule["expr"]} == {"0.5", "0.125", "0.375", "7"}
+    assert {rule["expr"].split(">")[-1].strip() for rule in rules if ">" in rule["expr"]} == {
+        "0.5",
+        "0.125",
+        "0.375",
+        "7",
+    }
 
 
 def test_the_rules_of_the_operator_are_those_of_compose_but_for_what_was_set() -> None:
     rules = one(rendered("keda"), "PrometheusRule")["spec"]["groups"][0]["rules"]
     assert [rule["alert"] for rule in rules] == [rule["alert"] for rule in RULES]
     assert rules[0]["expr"] == RULES[0]["expr"].replace("> 2.5", "> 0.25")
-    assert all(rule["annotations"]["runbook_url"].startswith("https://wiki.example/runbook#") for rule in rules)
+    assert all(
+        rule["annotations"]["runbook_url"].startswith("https://wiki.example/runbook#") for rule in rules
+    )

@@ -1,4 +1,4 @@
-"""The board: queries that Prometheus reads, about metrics that the server has, which show something once it has drawn."""
+"""The board: Prometheus reads its queries, the server has what they ask for, and they show what was drawn."""
 
 from __future__ import annotations
 
@@ -24,8 +24,19 @@ PANELS: list[dict[str, Any]] = [
 ]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 ASKED_FOR = {
-    *("requests_total", "request_duration_seconds_bucket", "stage_duration_seconds_bucket", "requests_waiting"),
-    *("predicted_wait_seconds", "batch_size_sum", "dropped_images_total", "gpu_memory_bytes", "engines_available"),
+    *(
+        "requests_total",
+        "request_duration_seconds_bucket",
+        "stage_duration_seconds_bucket",
+        "requests_waiting",
+    ),
+    *(
+        "predicted_wait_seconds",
+        "batch_size_sum",
+        "dropped_images_total",
+        "gpu_memory_bytes",
+        "engines_available",
+    ),
     *("text_cache_lookups_total", "images_total", "event_loop_lag_seconds_bucket", "build_info"),
 }
 """What an operator must be able to see."""
@@ -57,7 +68,9 @@ def test_a_query_asks_for_what_the_server_has(title: str, expression: str) -> No
 
 def test_prometheus_reads_every_query(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{n}", "expr": filled_in(text)} for n, (_, text) in enumerate(QUERIES)]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}), "utf-8")
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}), "utf-8"
+    )
     command = [program("promtool"), "check", "rules", "--lint=none", str(tmp_path / "rules.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +84,11 @@ def test_panels_are_told_apart_and_do_not_overlap() -> None:
     for panel in board:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken, panel["title"]
         taken |= cells
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
@@ -89,8 +106,14 @@ def prometheus(pod: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [program("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    with subprocess.Popen([*command, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL) as process:
+    command = [
+        program("prometheus"),
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+    ]
+    with subprocess.Popen(
+        [*command, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL
+    ) as process:
         try:
             yield f"http://{address}"
         finally:
@@ -111,7 +134,9 @@ def has_data(prometheus: str, expression: str) -> bool:
 def draw(pod: str, key: str, prompt: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     body = json.dumps({"prompt": prompt}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{pod}/generate", body, headers), timeout=60) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{pod}/generate", body, headers), timeout=60
+    ) as answer:
         assert answer.status == 200
 
 

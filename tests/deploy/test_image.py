@@ -1,4 +1,4 @@
-"""What can be known of the images without an engine: lint, users, forms, locks, and that compose fits to both."""
+"""What can be known of the images without an engine: lint, users, forms, locks, and that compose fits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ PINNED = {
 
 
 def test_hadolint_has_no_complaint() -> None:
-    done = subprocess.run([program("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -55,7 +57,14 @@ def test_the_program_gets_signals_itself() -> None:
 def test_everything_that_is_kept_lies_on_the_one_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = STAGES["runtime"].pairs("ENV")
     assert STAGES["runtime"].all("VOLUME") == ["/cache"]
-    kept = {"HOME", "XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH"}
+    kept = {
+        "HOME",
+        "XDG_CACHE_HOME",
+        "HF_HOME",
+        "TRITON_CACHE_DIR",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "CUDA_CACHE_PATH",
+    }
     assert {name for name, value in environment.items() if value.startswith("/cache")} == kept
     monkeypatch.setenv("TRITON_CACHE_DIR", environment["TRITON_CACHE_DIR"])
     told = {finding.check: finding.found for finding in check_caches()}
@@ -84,7 +93,9 @@ def healthy(port: int | str) -> bool:
     """Whether the image's own look finds the server at this port well."""
     _, *command = STAGES["runtime"].command("HEALTHCHECK")
     environment = os.environ | {"TWINSHOT_PORT": str(port)}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, timeout=30, check=False
+    )
     return done.returncode == 0
 
 
@@ -125,7 +136,12 @@ def included() -> list[str]:
 
 def test_the_builder_gets_what_the_wheel_is_made_of() -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    files = [PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "pyproject.toml", "deploy/locks"]
+    files = [
+        PROJECT["project"]["readme"],
+        *PROJECT["project"]["license-files"],
+        "pyproject.toml",
+        "deploy/locks",
+    ]
     assert {path.split("/")[0] for path in wheel} | set(files) == set(included())
     assert all((ROOT / path).exists() for path in included())
 
@@ -137,7 +153,10 @@ def test_compose_builds_what_the_dockerfile_has() -> None:
     assert service["image"].startswith(f"twinshot:{PROJECT['project']['version']}-")
     given = {name for name in service["environment"] if name.startswith("TWINSHOT_")}
     assert given <= {f"TWINSHOT_{field.upper()}" for field in Settings.model_fields}
-    assert int(service["stop_grace_period"].removesuffix("s")) > DEFAULTS.drain_seconds + DEFAULTS.shutdown_seconds
+    assert (
+        int(service["stop_grace_period"].removesuffix("s"))
+        > DEFAULTS.drain_seconds + DEFAULTS.shutdown_seconds
+    )
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
@@ -156,7 +175,9 @@ def test_grafana_finds_prometheus_and_the_board() -> None:
     folder = ROOT / "deploy/grafana/provisioning"
     source = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text("utf-8"))["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
-    path = yaml.safe_load((folder / "dashboards/twinshot.yaml").read_text("utf-8"))["providers"][0]["options"]["path"]
+    path = yaml.safe_load((folder / "dashboards/twinshot.yaml").read_text("utf-8"))["providers"][0][
+        "options"
+    ]["path"]
     mounts = dict(reversed(mount.split(":")[:2]) for mount in COMPOSE["services"]["grafana"]["volumes"])
     assert (ROOT / mounts[path] / BOARD.name).samefile(BOARD)
     home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]

@@ -22,7 +22,9 @@ def build_context(folder: Path) -> Path:
     """What .dockerignore lets through of the files that git knows."""
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     included = tuple(line[1:] for line in lines if line.startswith("!"))
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if name.startswith(tuple(f"{path}/" for path in included)) or name in included:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,17 +56,22 @@ def test_the_cpu_image_draws(tmp_path: Path) -> None:
 
 
 def assert_complete(programs: Path) -> None:
-    checked = subprocess.run([programs / "python", "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [programs / "python", "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout
 
 
 def assert_serves(replay: Replay) -> None:
-    """It serves with the image's environment, writing to /cache and /tmp alone, and ends with 0 on SIGTERM."""
+    """It serves with the image's environment, its health is seen, and it ends with 0 on SIGTERM."""
     cache = replay.inside("/cache")
     cache.mkdir()
     given = STAGES["runtime"].pairs("ENV")
     environment = {name: value.replace("/cache", str(cache)) for name, value in given.items()}
-    environment |= {"PATH": f"{replay.inside('/opt/twinshot/bin')}{os.pathsep}/usr/bin:/bin", "TWINSHOT_HOST": "127.0.0.1"}
+    environment |= {
+        "PATH": f"{replay.inside('/opt/twinshot/bin')}{os.pathsep}/usr/bin:/bin",
+        "TWINSHOT_HOST": "127.0.0.1",
+    }
     entry = STAGES["runtime"].command("ENTRYPOINT") + STAGES["runtime"].command("CMD")
     entry[0] = str(replay.inside("/opt/twinshot/bin") / entry[0])
     command = [*entry, "--json", "--port", "0", "--drain-seconds", "0"]

@@ -61,7 +61,8 @@ def test_every_container_is_bounded_and_has_the_image(name: str) -> None:
 def test_gpus_are_requested_as_they_are_limited(name: str) -> None:
     resources = server(rendered(name))["resources"]
     gpus = {
-        kind: {key: value for key, value in amounts.items() if "/" in key} for kind, amounts in resources.items()
+        kind: {key: value for key, value in amounts.items() if "/" in key}
+        for kind, amounts in resources.items()
     }
     assert gpus["requests"] == gpus["limits"]
     assert len(gpus["limits"]) == (0 if name == "cpu" else 1)
@@ -185,22 +186,40 @@ def test_pods_that_fetch_reach_the_hub_and_no_others_do() -> None:
 def test_a_pod_whose_checkpoint_is_fetched_waits_for_just_that() -> None:
     def mark(values: dict[str, Any]) -> tuple[str, str, str]:
         objects = render(CHART / "values-h100.yaml", values=values)
-        job, waiting = one(objects, "Job"), one(objects, "Deployment")["spec"]["template"]["spec"]["initContainers"][0]
-        return job["metadata"]["name"], pods(objects)[1]["spec"]["containers"][0]["args"][-1], waiting["args"][-1]
+        job, waiting = (
+            one(objects, "Job"),
+            one(objects, "Deployment")["spec"]["template"]["spec"]["initContainers"][0],
+        )
+        return (
+            job["metadata"]["name"],
+            pods(objects)[1]["spec"]["containers"][0]["args"][-1],
+            waiting["args"][-1],
+        )
 
-    first, second, third = (mark(values) for values in ({}, {"image.tag": "0.2.0-cuda"}, {"model.checkpoint": "a/b"}))
+    first, second, third = (
+        mark(values) for values in ({}, {"image.tag": "0.2.0-cuda"}, {"model.checkpoint": "a/b"})
+    )
     for _, made, awaited in (first, second, third):
         assert made == awaited
     assert len({first, second, third}) == 3, "another checkpoint or image is fetched anew"
+    name, made, _ = mark(
+        {"cache.prePull.resources": {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}}
+    )
+    assert name != first[0], "no field of a Job may change under its name"
+    assert made == first[1]
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in server(rendered("h100"))["env"]
 
 
 def test_secrets_are_named_and_never_rendered() -> None:
     environment = {each["name"]: each for each in server(rendered("keda"))["env"]}
-    assert environment["TWINSHOT_ADMIN_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "api-keys", "key": "admin"}}
+    assert environment["TWINSHOT_ADMIN_KEY"]["valueFrom"] == {
+        "secretKeyRef": {"name": "api-keys", "key": "admin"}
+    }
     assert "HF_TOKEN" not in environment, "pods that wait for the Job need no token"
     job = one(rendered("keda"), "Job")["spec"]["template"]["spec"]["containers"][0]
-    assert job["env"] == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}]
+    assert job["env"] == [
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+    ]
     assert "HF_TOKEN" in {each["name"] for each in server(rendered("hpa"))["env"]}
     assert not [found for name in VALUES for found in rendered(name) if found["kind"] == "Secret"]
 

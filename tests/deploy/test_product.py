@@ -1,7 +1,8 @@
-"""Every option, variable, path and port of the chart exists in the product, and what pods run does what it should."""
+"""Every variable, path and port of the chart exists in the product, and what pods run does what it should."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -31,7 +32,9 @@ def environment(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_every_variable_is_a_setting_that_the_server_accepts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_is_a_setting_that_the_server_accepts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = {name: value for name, value in environment(name).items() if name.startswith("TWINSHOT_")}
     fields = {f"TWINSHOT_{field.upper()}" for field in Settings.model_fields}
     assert given.keys() <= fields
@@ -60,6 +63,15 @@ def test_values_mean_what_the_server_means_by_default() -> None:
         if value != getattr(DEFAULTS, snake(name))
     }
     assert different == {"host", "deadlineMs"}, "a pod is reached from outside, and ends sooner"
+
+
+def test_choices_are_those_of_the_server() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))["properties"]
+    for section in ("model", "server"):
+        for name, about in schema[section]["properties"].items():
+            choices = get_args(Settings.model_fields[snake(name)].annotation)
+            if "enum" in about or any(isinstance(choice, str) for choice in choices):
+                assert set(about["enum"]) == set(choices), name
 
 
 def test_numbers_arrive_as_they_were_written() -> None:
@@ -123,7 +135,9 @@ def test_the_test_pod_draws_with_a_key(pod: str, key: str) -> None:
         ("no", "", 1, "answered 401"),
     ],
 )
-def test_the_test_pod_tells_whether_keys_are_asked_for(pod: str, asks: str, key: str, code: int, told: str) -> None:
+def test_the_test_pod_tells_whether_keys_are_asked_for(
+    pod: str, asks: str, key: str, code: int, told: str
+) -> None:
     draw = one(rendered("default"), "Pod")["spec"]["containers"][0]
     assert "env" not in draw
     assert draw["args"][2] == "no"

@@ -54,7 +54,8 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
     done = template(values={name: value})
     assert done.returncode != 0
-    assert f"at '/{name.replace('.', '/')}" in done.stderr or f"at '/{name.split('.')[0]}'" in done.stderr
+    places = [f"at '/{name.replace('.', '/')}", f"at '/{name.partition('.')[0]}'"]
+    assert any(place in done.stderr for place in places)
     assert message in done.stderr
 
 
@@ -66,12 +67,18 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"server.deadlineMs": 30001}, r"shorter than server.deadlineMs \(30001 ms\), .*: raise the one"),
     ({"probes.startup.budgetSeconds": 1}, "is shorter than probes.startup.periodSeconds .*: raise it"),
     ({"model.precision": "fp8"}, "fp8 needs a GPU that computes in fp8: name the nodes' GPU in gpu.product"),
-    ({"model.precision": "fp8", "gpu.product": "NVIDIA-A100-SXM4-80GB"}, "NVIDIA-A100-SXM4-80GB .*: choose bf16"),
+    (
+        {"model.precision": "fp8", "gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        "NVIDIA-A100-SXM4-80GB .*: choose bf16",
+    ),
     ({"model.precision": "fp8", "gpu.product": "Tesla-T4"}, "gpu.product Tesla-T4 is not known to"),
     ({"model.textFp8": True, "gpu.product": "NVIDIA-A10G"}, "model.textFp8 needs a GPU .* NVIDIA-A10G"),
     ({"model.precision": "fp8", "gpu.count": 0}, "needs a GPU, but gpu.count is 0: set gpu.count to 1"),
     ({"model.backend": "fused", "gpu.count": 0}, "gpu.count is 0: set gpu.count to 1, or choose eager."),
-    ({"resources.limits": {"nvidia.com/gpu": 1}}, "resources.limits names nvidia.com/gpu: set gpu.count instead"),
+    (
+        {"resources.limits": {"nvidia.com/gpu": 1}},
+        "resources.limits names nvidia.com/gpu: set gpu.count instead",
+    ),
     (INGRESS | OUTSIDE, "asks for no key: set auth.existingSecret .*, or auth.allowAnonymous"),
     ({"service.type": "LoadBalancer"} | OUTSIDE, "asks for no key: set auth.existingSecret"),
     ({"httpRoute.enabled": True, "httpRoute.parentRefs": [{"name": "a"}]} | OUTSIDE, "asks for no key"),
@@ -81,23 +88,42 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"httpRoute.enabled": True} | KEY | OUTSIDE, "no gateway is named: set httpRoute.parentRefs."),
     (INGRESS | KEY, "would keep out what comes from outside: add a namespaceSelector or ipBlock"),
     ({"serviceMonitor.enabled": True}, "would keep out Prometheus: add a namespaceSelector or ipBlock"),
-    ({"cache.enabled": True, "cache.accessModes": ["ReadWriteOnce"], "replicaCount": 2}, "there may be 2 pods"),
+    (
+        {"cache.enabled": True, "cache.accessModes": ["ReadWriteOnce"], "replicaCount": 2},
+        "there may be 2 pods",
+    ),
     ({"cache.enabled": True, "cache.accessModes": ["ReadWriteOnce"]}, "an update starts a second pod"),
     ({"cache.existingClaim": "models"}, "cache.enabled is false: set cache.enabled to true."),
     ({"cache.prePull.enabled": True, "model.checkpoint": "a/b"}, "pods share: set cache.enabled to true."),
     ({"cache.prePull.enabled": True, "cache.enabled": True}, "model.checkpoint builtin is no Hub id"),
     ({"strategy.maxSurge": 0}, "both 0, so that no update could begin: set maxSurge to 1"),
-    ({"podDisruptionBudget.minAvailable": 1}, "either maxUnavailable or minAvailable: set one of them to null."),
+    (
+        {"podDisruptionBudget.minAvailable": 1},
+        "either maxUnavailable or minAvailable: set one of them to null.",
+    ),
     ({"podDisruptionBudget.maxUnavailable": None}, "either maxUnavailable or minAvailable"),
     (
-        {"podDisruptionBudget.maxUnavailable": None, "podDisruptionBudget.minAvailable": 2, "replicaCount": 2},
+        {
+            "podDisruptionBudget.maxUnavailable": None,
+            "podDisruptionBudget.minAvailable": 2,
+            "replicaCount": 2,
+        },
         r"minAvailable \(2\) leaves none of 2 pods to be moved, .*: lower it, or use maxUnavailable.",
     ),
-    ({"keda.enabled": True, "keda.minReplicas": 5}, r"keda.minReplicas \(5\) is above keda.maxReplicas \(4\)"),
-    ({"autoscaling.enabled": True, "autoscaling.maxReplicas": 1, "autoscaling.minReplicas": 2}, "is above autos"),
+    (
+        {"keda.enabled": True, "keda.minReplicas": 5},
+        r"keda.minReplicas \(5\) is above keda.maxReplicas \(4\)",
+    ),
+    (
+        {"autoscaling.enabled": True, "autoscaling.maxReplicas": 1, "autoscaling.minReplicas": 2},
+        "is above autos",
+    ),
     ({"serviceMonitor.interval": "5s"}, r"scrapeTimeout \(10s\) is longer than .*: lower the one or raise"),
     ({"image.tag": "latest"}, "image.tag latest tells nobody what runs: set a version, as 0.1.0-cuda"),
-    ({"extraArgs": ["--drain-seconds=90"]}, "holds --drain-seconds, which server.drainSeconds sets: change that"),
+    (
+        {"extraArgs": ["--drain-seconds=90"]},
+        "holds --drain-seconds, which server.drainSeconds sets: change that",
+    ),
     ({"extraArgs": ["--port", "9"]}, "extraArgs holds --port, which the chart sets: leave it out"),
     ({"extraEnv.TWINSHOT_TEXT_FP8": "1"}, "holds TWINSHOT_TEXT_FP8, which model.textFp8 sets: change that"),
     ({"extraEnv.TWINSHOT_REPLICAS": "3"}, "holds TWINSHOT_REPLICAS, which gpu.count sets: change that"),
@@ -114,7 +140,12 @@ def test_a_contradiction_is_told_in_one_sentence(values: dict[str, Any], sentenc
 
 
 def test_all_contradictions_are_told_at_once() -> None:
-    values = {"autoscaling.enabled": True, "keda.enabled": True, "model.precision": "fp8", "strategy.maxSurge": 0}
+    values = {
+        "autoscaling.enabled": True,
+        "keda.enabled": True,
+        "model.precision": "fp8",
+        "strategy.maxSurge": 0,
+    }
     told = template(values=values).stderr
     assert all(word in told for word in ("choose one", "gpu.product", "strategy.maxSurge"))
 
@@ -134,9 +165,17 @@ def test_all_contradictions_are_told_at_once() -> None:
         INGRESS | OUTSIDE | KEY,
         INGRESS | OUTSIDE | {"auth.allowAnonymous": True},
         INGRESS | KEY | {"networkPolicy.enabled": False},
-        {"cache.enabled": True, "cache.accessModes": ["ReadWriteOnce"], "strategy": {"maxSurge": 0, "maxUnavailable": 1}},
+        {
+            "cache.enabled": True,
+            "cache.accessModes": ["ReadWriteOnce"],
+            "strategy": {"maxSurge": 0, "maxUnavailable": 1},
+        },
         {"keda.enabled": True},
-        {"podDisruptionBudget.maxUnavailable": None, "podDisruptionBudget.minAvailable": 1, "replicaCount": 2},
+        {
+            "podDisruptionBudget.maxUnavailable": None,
+            "podDisruptionBudget.minAvailable": 1,
+            "replicaCount": 2,
+        },
         {"podDisruptionBudget.enabled": False},
         {"extraArgs": ["--json"], "extraEnv.TWINSHOT_ATTENTION": "sdpa"},
         {"model.checkpoint": "/models/mine"},

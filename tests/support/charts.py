@@ -1,4 +1,4 @@
-"""The chart as helm renders it. `make golden` runs this file: it writes what the tests keep of the renders."""
+"""The chart as helm renders it. `make golden` runs this file, which writes what the tests keep."""
 
 from __future__ import annotations
 
@@ -47,11 +47,18 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run helm to its end, without a cluster and without settings of the user's."""
     environment = {"PATH": os.environ.get("PATH", ""), "HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
     return subprocess.run(
-        [program("helm"), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [program("helm"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
-def template(*files: Path, values: Object | None = None, release: str = "pictures") -> subprocess.CompletedProcess[str]:
+def template(
+    *files: Path, values: Object | None = None, release: str = "pictures"
+) -> subprocess.CompletedProcess[str]:
     """`helm template` with these values files, and `values` above them."""
     command = ["template", release, str(CHART), "--namespace", "toys", "--kube-version", "1.30.0"]
     for file in files:
@@ -108,8 +115,8 @@ def golden_text(name: str) -> str:
     """What is kept of a render: every object; of the board only that it is there."""
     objects = copy.deepcopy(rendered(name))
     for found in objects:
-        if found["kind"] == "ConfigMap":
-            found["data"] = dict.fromkeys(found["data"], "the board")
+        if BOARD.name in found.get("data", {}):
+            found["data"][BOARD.name] = "the board"
     return yaml.safe_dump_all(objects, sort_keys=False, width=200)
 
 

@@ -1,4 +1,4 @@
-"""What a PromQL expression asks of the server: names of metrics, and labels with the values they are compared with."""
+"""What a PromQL expression asks of the server: metrics, labels, and the values these are compared with."""
 
 from __future__ import annotations
 

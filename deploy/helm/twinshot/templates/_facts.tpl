@@ -11,7 +11,7 @@
 {{- if .Values.cache.prePull.enabled }}yes{{ end }}
 {{- end }}
 
-{{/* What fetching again depends on: checkpoint and image. */}}
+{{/* The mark of a fetched checkpoint: another one, or another image, is fetched anew. */}}
 {{- define "twinshot.pull" -}}
 {{- printf "%s %s" .Values.model.checkpoint (include "twinshot.image" .) | sha256sum | trunc 10 }}
 {{- end }}
