@@ -67,20 +67,24 @@ class Checkpoint:
         """Read the headers of a part's weights; see :func:`~twinshot_engine.weights.find_part`."""
         return find_part(self.folder / name, rename=rename, ignored=ignored)
 
-    def tokenizer(self) -> Any:
-        """Load the tokenizer, which must have a chat template.
+    def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:
+        """Load a tokenizer.
+
+        Args:
+            name: its folder.
+            chat: whether it must have a chat template.
 
         Raises:
             CheckpointError: it is missing, damaged or has no template.
         """
-        folder = self.folder / "tokenizer"
+        folder = self.folder / name
         if not folder.is_dir():
             raise CheckpointError(f"{quoted(folder)} is missing.")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise CheckpointError(f"{quoted(folder)} holds no usable tokenizer: {tell(error)}.") from error
-        if not getattr(tokenizer, "chat_template", None):
+        if chat and not getattr(tokenizer, "chat_template", None):
             raise CheckpointError(f"{quoted(folder)} has no chat template.")
         return tokenizer
 

@@ -20,7 +20,7 @@ from twinshot_engine.families.model import Progress
 from twinshot_engine.noise import Noise
 from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stopwatch import Stopwatch
-from twinshot_engine.text import CacheStatistics, CaptionCache
+from twinshot_engine.text import CacheStatistics, Caption, CaptionCache
 from twinshot_engine.types import EngineInfo, GeneratedBatch, GenerateRequest, StageTimes
 
 __all__ = ["Engine", "EngineInfo"]
@@ -63,7 +63,7 @@ class Engine:
         report("checkpoint", 0.0)
         wanted = config.checkpoint
         checkpoint = find_random(wanted) if wanted.startswith(PREFIX) else find_checkpoint(wanted)
-        model = find_family(checkpoint)(checkpoint, config, placement, report)
+        model = find_family(checkpoint).load(checkpoint, config, placement, report)
         report("ready", 1.0)
         return cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)
 
@@ -155,8 +155,8 @@ class Engine:
         self._check_batch(requests)
         return self.denoise(self.draw_noise(requests), self.encode_text(requests), requests[0].steps)
 
-    def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Tensor]:
-        """Embed the prompts one by one as ``[1, L, dim]``, or take them from the cache."""
+    def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Caption]:
+        """Embed the prompts one by one, or take them from the cache."""
         return [self._encode(request.prompt) for request in requests]
 
     def draw_noise(self, requests: Sequence[GenerateRequest]) -> Noise:
@@ -164,7 +164,7 @@ class Engine:
         shape = self._model.latent_shape(requests[0].width, requests[0].height)
         return Noise([request.seed for request in requests], shape, self._model.placement.device)
 
-    def denoise(self, noise: Noise, captions: Sequence[Tensor], steps: int) -> Tensor:
+    def denoise(self, noise: Noise, captions: Sequence[Caption], steps: int) -> Tensor:
         """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32."""
         batches = self._split(captions)
         latents = noise.draw()
@@ -193,7 +193,7 @@ class Engine:
         torch.cuda.current_stream(images.device).synchronize()
         return pinned.numpy()
 
-    def _encode(self, prompt: str) -> Tensor:
+    def _encode(self, prompt: str) -> Caption:
         ids = self._model.tokenizer.encode(prompt)
         key = tuple(ids)
         caption = self._cache.get(key)
@@ -202,20 +202,21 @@ class Engine:
             self._cache.put(key, caption)
         return caption
 
-    def _split(self, captions: Sequence[Tensor]) -> list[tuple[_Rows, Tensor]]:
-        """Group images by caption length, which their positions depend on, in batches that one pass takes.
+    def _split(self, captions: Sequence[Caption]) -> list[tuple[_Rows, Caption]]:
+        """Group images by their captions' shapes, in batches that one pass takes.
 
-        Returns pairs of rows and their captions ``[b, L, dim]``.
+        Returns pairs of rows and what they share: captions of ``b`` images.
         """
-        by_length: dict[int, list[int]] = {}
+        by_shape: dict[tuple[torch.Size, ...], list[int]] = {}
         for row, caption in enumerate(captions):
-            by_length.setdefault(caption.shape[1], []).append(row)
-        batches: list[tuple[_Rows, Tensor]] = []
-        for rows in by_length.values():
+            by_shape.setdefault(tuple(tensor.shape for tensor in caption), []).append(row)
+        batches: list[tuple[_Rows, Caption]] = []
+        for rows in by_shape.values():
             left = iter(rows)
             for count in self._stages.batches(len(rows)):
                 some = list(islice(left, count))
-                batches.append((_as_slice(some), torch.cat([captions[row] for row in some])))
+                columns = zip(*(captions[row] for row in some), strict=True)
+                batches.append((_as_slice(some), tuple(torch.cat(column) for column in columns)))
         return batches
 
     def _check_batch(self, requests: Sequence[GenerateRequest]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+_Output = TypeVar("_Output", Tensor, tuple[Tensor, ...])
 
 _WARM_RUNS = 2
 """Before capture: kernels compile, libraries choose algorithms, and the second run proves them chosen."""
@@ -27,7 +29,7 @@ class Inputs:
         return self._buffers[key]
 
 
-class CapturedStage:
+class CapturedStage(Generic[_Output]):
     """A captured function. Calling it copies the arguments in, replays, and returns the fixed output.
 
     Args:
@@ -40,7 +42,7 @@ class CapturedStage:
 
     def __init__(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., _Output],
         inputs: tuple[Tensor, ...],
         pool: Any,
         stream: torch.cuda.Stream,
@@ -56,9 +58,9 @@ class CapturedStage:
         # What the warm runs used would stay beside the pool's own memory.
         torch.cuda.empty_cache()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream):
-            self._output = function(*inputs)
+            self._output: _Output = function(*inputs)
 
-    def __call__(self, *arguments: Tensor | None) -> Tensor:
+    def __call__(self, *arguments: Tensor | None) -> _Output:
         """Replay with ``arguments`` in the shapes of capture; None leaves what the buffer holds."""
         for buffer, argument in zip(self._inputs, arguments, strict=True):
             if argument is not None:

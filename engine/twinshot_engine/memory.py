@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from twinshot_engine.config import Placement
+from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import NotEnoughMemoryError
 from twinshot_engine.precision import Projection
-from twinshot_engine.transformer.config import SingleStreamConfig
-from twinshot_engine.types import Size
-from twinshot_engine.vae.kl_config import KLConfig
 
 _GB = 1e9
+_ELEMENT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What decides how large intermediate results become."""
-
-    transformer: SingleStreamConfig
-    vae: KLConfig
-    sizes: Sequence[Size]
-    batch: int
-    prompt_tokens: int
-    cache_bytes: int
-
-
-def check_memory(modules: Iterable[nn.Module], workload: Workload, placement: Placement) -> None:
+def check_memory(modules: Iterable[nn.Module], workspace: int, placement: Placement) -> None:
     """Compare what a model will need with what its GPU has free; on the CPU nothing is checked.
 
     Args:
         modules: the parts, on the meta device with their final types.
-        workload: the largest work that is advertised.
+        workspace: bytes of intermediate results, see :func:`workspace_bytes`.
         placement: where they are to go.
 
     Raises:
@@ -45,7 +30,7 @@ def check_memory(modules: Iterable[nn.Module], workload: Workload, placement: Pl
         return
     free, _ = torch.cuda.mem_get_info(placement.device)
     name = torch.cuda.get_device_name(placement.device)
-    compare(weight_bytes(modules), workspace_bytes(workload), free, name, placement)
+    compare(weight_bytes(modules), workspace, free, name, placement)
 
 
 def compare(weights: int, workspace: int, free: int, gpu: str, placement: Placement) -> None:
@@ -74,18 +59,33 @@ def weight_bytes(modules: Iterable[nn.Module]) -> int:
     return total
 
 
-def workspace_bytes(workload: Workload) -> int:
-    """Estimate the bytes of intermediate results of the largest size: the larger of both stages, and caches.
+def workspace_bytes(denoise: int, decode: int, config: EngineConfig) -> int:
+    """Estimate the bytes of intermediate results of the largest advertised work.
 
-    The denoiser's widest moment holds the stream, its normalised form, SwiGLU's packed input and its output;
-    the decoder's is its last resolution change, where input, normalised input and output exist together.
+    Args:
+        denoise: of one image at the largest size, see :func:`stream_bytes`.
+        decode: likewise, see :func:`kl_decoder_bytes`.
+        config: whose batch sizes and cache count.
     """
-    pixels = max(width * height for width, height in workload.sizes)
-    config, element = workload.transformer, 2
-    patch_pixels = (workload.vae.downscale * config.patch_size) ** 2
-    tokens = pixels // patch_pixels + workload.prompt_tokens
-    hidden = int(config.dim / 3 * 8)
-    denoise = tokens * (4 * config.dim + 3 * hidden) * element
-    widths = workload.vae.block_out_channels
-    decode = pixels * (3 * widths[min(1, len(widths) - 1)] + 2 * widths[0]) * element
-    return workload.batch * (denoise + decode) + workload.cache_bytes
+    return max(config.batch_sizes) * (denoise + decode) + config.text_cache_bytes
+
+
+def stream_bytes(tokens: int, width: int, hidden: int) -> int:
+    """Estimate a transformer's widest moment: stream, its normalised form, an MLP's packed input and output.
+
+    Args:
+        tokens: of image and caption together.
+        width: channels of the stream.
+        hidden: channels inside the MLP.
+    """
+    return tokens * (4 * width + 3 * hidden) * _ELEMENT
+
+
+def kl_decoder_bytes(pixels: int, widths: Sequence[int]) -> int:
+    """Estimate a decoder's widest moment: its last resolution change, with its input, normalised, and output.
+
+    Args:
+        pixels: of the image.
+        widths: channels of each level, that of the image's resolution first.
+    """
+    return pixels * (3 * widths[min(1, len(widths) - 1)] + 2 * widths[0]) * _ELEMENT

@@ -6,6 +6,7 @@ noise; never judge quality by them. The same name gives the same weights everywh
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,47 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint, find_checkpoint
 from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.text.qwen3 import build_model
-from twinshot_engine.transformer import SingleStreamConfig, SingleStreamTransformer
-from twinshot_engine.vae import KLConfig, KLDecoder
+from twinshot_engine.families import find_family
 from twinshot_engine.weights import Header, StoredPart
 
 PREFIX = "random:"
 """What a reference to one of :data:`PUBLISHED` begins with."""
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "z-image": {
-        "model_index.json": {"_class_name": "ZImagePipeline"},
-        "text_encoder": {
-            "model_type": "qwen3",
-            "vocab_size": 151936,
-            "hidden_size": 2560,
-            "intermediate_size": 9728,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 40960,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "tie_word_embeddings": True,
-        },
-        "transformer": {"axes_lens": [1536, 512, 512]},
-        "vae": {
-            "block_out_channels": [128, 256, 512, 512],
-            "layers_per_block": 2,
-            "latent_channels": 16,
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
-            "scaling_factor": 0.3611,
-            "shift_factor": 0.1159,
-        },
-    }
+    path.stem: json.loads(path.read_text())
+    for path in sorted((Path(__file__).parent / "published").iterdir())
 }
 """Configs of published checkpoints by name: ``model_index.json``, and each part's ``config.json``."""
 
@@ -93,7 +67,7 @@ class RandomCheckpoint(Checkpoint):
         """The reference itself."""
         return self.reference
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:  # noqa: ARG002
         """The built-in checkpoint's tokenizer, without its limit."""
         tokenizer = find_checkpoint(BUILTIN).tokenizer()
         tokenizer.model_max_length = _LONGEST_PROMPT
@@ -112,7 +86,7 @@ class RandomCheckpoint(Checkpoint):
     ) -> StoredPart:
         """Name the tensors that such a checkpoint stores."""
         with torch.device("meta"):
-            module = _OPEN_FORMS[name](self.read_json(name))
+            module = find_family(self).open_forms[name](self.read_json(name))
         headers = {
             rename(key): Header(Path(name), key, tuple(parameter.shape), "BF16")
             for key, parameter in module.named_parameters()
@@ -149,14 +123,3 @@ def draw(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         return noise
     fan_in = torch.Size(shape[1:]).numel()
     return noise / math.sqrt(fan_in)
-
-
-def _open_transformer(config: dict[str, Any]) -> nn.Module:
-    return SingleStreamTransformer(SingleStreamConfig.from_dict(config))
-
-
-_OPEN_FORMS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "text_encoder": build_model,
-    "transformer": _open_transformer,
-    "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
-}

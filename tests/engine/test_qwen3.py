@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, Qwen3Model
 from twinshot_engine.checkpoint import find_checkpoint
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.text import CaptionCache, PromptTokenizer, Qwen3Encoder
+from twinshot_engine.text import CaptionCache, ChatTokenizer, Qwen3Encoder
 from twinshot_engine.text.qwen3 import build_model, encoder_slots, find_encoder, read_config
 from twinshot_engine.weights import Slot
 
@@ -20,7 +20,7 @@ def encoder(engine: Engine) -> Qwen3Encoder:
 
 
 @pytest.fixture
-def prompts(engine: Engine) -> PromptTokenizer:
+def prompts(engine: Engine) -> ChatTokenizer:
     return engine._model.tokenizer
 
 
@@ -38,7 +38,7 @@ def test_equals_the_hidden_states_before_the_last(encoder: Qwen3Encoder, whole: 
 
 
 @torch.inference_mode()
-def test_a_bucket_does_not_change_real_tokens(encoder: Qwen3Encoder, prompts: PromptTokenizer) -> None:
+def test_a_bucket_does_not_change_real_tokens(encoder: Qwen3Encoder, prompts: ChatTokenizer) -> None:
     ids = prompts.encode("a red apple")
     padded = prompts.pad(ids)
     assert (padded.ids.shape, padded.length.tolist()) == ((1, 32), [len(ids)])
@@ -49,18 +49,18 @@ def test_a_bucket_does_not_change_real_tokens(encoder: Qwen3Encoder, prompts: Pr
         torch.testing.assert_close(encoder(wider)[:, : len(ids)], exact, rtol=1e-5, atol=1e-5)
 
 
-def test_buckets_are_the_multiples_up_to_the_limit(prompts: PromptTokenizer) -> None:
+def test_buckets_are_the_multiples_up_to_the_limit(prompts: ChatTokenizer) -> None:
     assert prompts.buckets == (32, 64, 96, 128, 160, 192)
     assert [prompts.bucket(count) for count in (1, 32, 33, 192)] == [32, 32, 64, 192]
 
 
-def test_prompts_are_wrapped_in_the_chat_template(prompts: PromptTokenizer, tiny: Path) -> None:
+def test_prompts_are_wrapped_in_the_chat_template(prompts: ChatTokenizer, tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
     text = tokenizer.decode(prompts.encode("a red apple"))
     assert text == "<|im_start|>user\na red apple<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_too_many_tokens_are_counted(prompts: PromptTokenizer) -> None:
+def test_too_many_tokens_are_counted(prompts: ChatTokenizer) -> None:
     with pytest.raises(InvalidRequestError, match=r"The prompt has \d{3,} tokens .* the limit of 192\."):
         prompts.encode("vase " * 200)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from twinshot_engine.backends.stages import Advertised
 from twinshot_engine.families.model import Model, Pass
+from twinshot_engine.text import Caption
 
 
 class EagerBackend:
@@ -21,11 +22,11 @@ class EagerBackend:
         """Nothing is kept for a shape, so there is nothing to prepare."""
         yield from ()
 
-    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+    def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed one prompt."""
         return self._model.encode(ids.to(self._device), length.to(self._device))
 
-    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Caption, constants: Pass) -> Tensor:
         """Run one pass; without fresh noise the latents stand in, as their weight is 0."""
         noise = latents if fresh is None else fresh
         return self._model.denoise(latents, noise, caption, constants.modulation, constants.weights)

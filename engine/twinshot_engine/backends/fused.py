@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from twinshot_engine.backends.stages import Advertised, Shape
+from twinshot_engine.backends.stages import Advertised
 from twinshot_engine.families.model import Model, Pass
 from twinshot_engine.graphs import CapturedStage, Inputs
+from twinshot_engine.text import Caption
 from twinshot_engine.types import Size
+
+_Inputs = tuple[torch.Size, ...]
+_Output = TypeVar("_Output", Tensor, tuple[Tensor, ...])
 
 
 class FusedBackend:
@@ -31,9 +35,9 @@ class FusedBackend:
         self._inputs = Inputs(self._device)
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._encoders: dict[int, CapturedStage] = {}
-        self._denoisers: dict[Shape, CapturedStage] = {}
-        self._decoders: dict[tuple[Size, int], CapturedStage] = {}
+        self._encoders: dict[int, CapturedStage[Caption]] = {}
+        self._denoisers: dict[_Inputs, CapturedStage[Tensor]] = {}
+        self._decoders: dict[torch.Size, CapturedStage[Tensor]] = {}
         self._batch_sizes: tuple[int, ...] = (1,)
 
     def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
@@ -55,22 +59,22 @@ class FusedBackend:
         ]
         for (size, batch), count in product(images, tokens):
             name = f"transformer {size[0]}x{size[1]}, {count} tokens"
-            work.append((name, partial(self._capture_denoiser, Shape(size, batch, count))))
+            work.append((name, partial(self._capture_denoiser, size, batch, count)))
         work += [(f"text encoder, {count} tokens", partial(self._capture_encoder, count)) for count in tokens]
         return work
 
-    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
+    def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Replay the encoder of this bucket."""
-        return self._encoders[ids.shape[1]](ids, length).clone()
+        return tuple(tensor.clone() for tensor in self._encoders[ids.shape[1]](ids, length))
 
-    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Caption, constants: Pass) -> Tensor:
         """Replay the transformer of this shape."""
-        stage = self._denoisers[Shape(self._size(latents), latents.shape[0], caption.shape[1])]
-        return stage(latents, fresh, caption, constants.modulation, constants.weights)
+        stage = self._denoisers[_shapes(latents, caption)]
+        return stage(latents, fresh, constants.modulation, constants.weights, *caption)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Replay the decoder of this shape."""
-        return self._decoders[self._size(latents), latents.shape[0]](latents)
+        return self._decoders[latents.shape](latents)
 
     def batches(self, count: int) -> list[int]:
         """Take the largest captured batch that fits, again and again."""
@@ -86,26 +90,36 @@ class FusedBackend:
         length.fill_(tokens)
         self._encoders[tokens] = self._capture(self._model.encode, (ids, length))
 
-    def _capture_denoiser(self, shape: Shape) -> None:
+    def _capture_denoiser(self, size: Size, batch: int, tokens: int) -> None:
         constants = next(iter(self._model.passes.values()))[0]
-        latents = (shape.batch, *self._model.latent_shape(*shape.size))
-        dim = self._model.transformer.config.dim
-        inputs = (
-            self._inputs.like("latents", latents),
-            self._inputs.like("fresh", latents),
-            self._inputs.like("caption", (shape.batch, shape.tokens, dim), self._model.placement.dtype),
-            self._inputs.like("modulation", tuple(constants.modulation.shape)),
-            self._inputs.like("weights", tuple(constants.weights.shape)),
+        shape = (batch, *self._model.latent_shape(*size))
+        latents, fresh = (self._inputs.like(name, shape) for name in ("latents", "fresh"))
+        modulation = self._inputs.like(
+            "modulation", tuple(constants.modulation.shape), constants.modulation.dtype
         )
-        self._denoisers[shape] = self._capture(self._model.denoise, inputs)
+        weights = self._inputs.like("weights", tuple(constants.weights.shape))
+        caption = tuple(
+            self._inputs.like(f"caption {number}", (batch, *like.shape[1:]), like.dtype)
+            for number, like in enumerate(self._model.caption_like(tokens))
+        )
+        self._denoisers[_shapes(latents, caption)] = self._capture(
+            self._denoise, (latents, fresh, modulation, weights, *caption)
+        )
+
+    def _denoise(
+        self, latents: Tensor, fresh: Tensor, modulation: Tensor, weights: Tensor, *caption: Tensor
+    ) -> Tensor:
+        return self._model.denoise(latents, fresh, caption, modulation, weights)
 
     def _capture_decoder(self, size: Size, batch: int) -> None:
         latents = self._inputs.like("latents", (batch, *self._model.latent_shape(*size)))
-        self._decoders[size, batch] = self._capture(self._model.decode, (latents,))
+        self._decoders[latents.shape] = self._capture(self._model.decode, (latents,))
 
-    def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> CapturedStage:
+    def _capture(
+        self, function: Callable[..., _Output], inputs: tuple[Tensor, ...]
+    ) -> CapturedStage[_Output]:
         return CapturedStage(function, inputs, self._pool, self._stream)
 
-    def _size(self, latents: Tensor) -> Size:
-        downscale = self._model.decoder.config.downscale
-        return latents.shape[3] * downscale, latents.shape[2] * downscale
+
+def _shapes(latents: Tensor, caption: Caption) -> _Inputs:
+    return latents.shape, *(tensor.shape for tensor in caption)

@@ -8,19 +8,12 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from twinshot_engine.families.model import Pass
+from twinshot_engine.text import Caption
 from twinshot_engine.types import Size
 
 
-class Shape(NamedTuple):
-    """Everything that a stage's tensors depend on: image size, images in a pass, padded caption length."""
-
-    size: Size
-    batch: int
-    tokens: int
-
-
 class Advertised(NamedTuple):
-    """The shapes that requests may have: any size with any batch and any padded caption length."""
+    """The shapes that requests may have: any size with any batch and any padded prompt length."""
 
     sizes: Sequence[Size]
     batch_sizes: Sequence[int]
@@ -36,13 +29,13 @@ class Stages(Protocol):
         Yields a name and the fraction done before each piece of work.
         """
 
-    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Embed token ids ``[1, L]`` and their count ``[1]``, both on the host, as ``[1, L, dim]``.
+    def encode(self, ids: Tensor, length: Tensor) -> Caption:
+        """Embed token ids ``[1, L]`` and their count ``[1]``, both on the host.
 
         The result is the caller's to keep.
         """
 
-    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Tensor, constants: Pass) -> Tensor:
+    def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Caption, constants: Pass) -> Tensor:
         """Move latents ``[B, C, h, w]`` along one pass; the result is valid until the next call."""
 
     def decode(self, latents: Tensor) -> Tensor:

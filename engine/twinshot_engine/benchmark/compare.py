@@ -10,23 +10,20 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinshot_engine.benchmark.latency import Encode, Job, describe, make_prompt, measure_latency, ready_row
 from twinshot_engine.benchmark.rows import Row, quantiles
-from twinshot_engine.benchmark.stock import StockPipeline
+from twinshot_engine.benchmark.stock import StockPipeline, find_stock
 from twinshot_engine.benchmark.timing import clock_ms, sample_ms
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
-from twinshot_engine.families.z_image import MOST_PROMPT_TOKENS
 from twinshot_engine.noise import Noise
 from twinshot_engine.random_weights import RandomCheckpoint
-from twinshot_engine.text import PromptTokenizer, Tokens
-from twinshot_engine.transformer import SingleStreamConfig
-from twinshot_engine.transformer.config import TOKEN_MULTIPLE
-from twinshot_engine.vae import KLConfig
+from twinshot_engine.text import Tokens
 
 Report = Callable[[str], None]
 
@@ -39,10 +36,14 @@ class Setting:
     device: torch.device
     job: Job
 
+    def stock(self, dtype: torch.dtype) -> StockPipeline:
+        """Stock modules, none of them made yet."""
+        return find_stock(self.checkpoint, self.device, dtype)
+
     @cached_property
     def tokens(self) -> Tokens:
         """Token ids of one prompt."""
-        tokenizer = PromptTokenizer(self.checkpoint.tokenizer(), TOKEN_MULTIPLE, MOST_PROMPT_TOKENS)
+        tokenizer = self.stock(torch.float32).tokenizer()
         return tokenizer.pad(tokenizer.encode(make_prompt(tokenizer, self.job.tokens, 0)))
 
     @cached_property
@@ -56,9 +57,7 @@ class Setting:
         return self._draw(seed=1)
 
     def _draw(self, seed: int) -> Tensor:
-        downscale = KLConfig.from_dict(self.checkpoint.read_json("vae")).downscale
-        channels = SingleStreamConfig.from_dict(self.checkpoint.read_json("transformer")).in_channels
-        shape = channels, self.job.height // downscale, self.job.width // downscale
+        shape = self.stock(torch.float32).latent_shape(self.job.width, self.job.height)
         return Noise([seed], shape, self.device).draw()
 
 
@@ -149,7 +148,7 @@ def _measure_engine(
 def _measure_stock(
     setting: Setting, described: Row, report: Report, *, compiled: bool
 ) -> tuple[list[Row], Outputs]:
-    stock = StockPipeline(setting.checkpoint, setting.device, torch.bfloat16)
+    stock = setting.stock(torch.bfloat16)
     system = "diffusers-compiled" if compiled else "diffusers"
     if compiled:
         report(f"{system}: compiling")
@@ -165,13 +164,12 @@ def _measure_stock(
     return rows, outputs
 
 
-def _works(stock: StockPipeline, setting: Setting) -> dict[str, Callable[[], Tensor]]:
+def _works(stock: StockPipeline, setting: Setting) -> dict[str, Callable[[], Any]]:
     """The parts to time; a caption is made at once, other modules when their part first runs."""
-    tokens, length = setting.tokens.ids, int(setting.tokens.length)
-    caption = stock.encode(tokens, length).clone()
+    caption = stock.encode(setting.tokens)
 
-    def text() -> Tensor:
-        return stock.encode(tokens, length)
+    def text() -> Any:
+        return stock.encode(setting.tokens)
 
     return {
         "text": text,
@@ -191,7 +189,7 @@ def _draw(engine: Engine, setting: Setting) -> Outputs:
 
 @torch.inference_mode()
 def _draw_exact(setting: Setting) -> Outputs:
-    works = _works(StockPipeline(setting.checkpoint, setting.device, torch.float32), setting)
+    works = _works(setting.stock(torch.float32), setting)
     with torch.backends.cudnn.flags(allow_tf32=False):
         return Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
 

@@ -22,7 +22,7 @@ from twinshot_engine.benchmark.rows import Row, facts, quantiles
 from twinshot_engine.benchmark.timing import sample_ms
 from twinshot_engine.engine import Engine
 from twinshot_engine.random_weights import PREFIX
-from twinshot_engine.text import PromptTokenizer
+from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import GenerateRequest
 
 Encode = Callable[[NDArray[np.uint8]], bytes]
@@ -162,12 +162,12 @@ def _works(engine: Engine, job: Job, encode: Encode) -> dict[str, Callable[[], o
     tokens = model.tokenizer.pad(model.tokenizer.encode(next(prompts)))
     noise = engine.draw_noise([request]).draw()
 
-    def text() -> Tensor:
+    def text() -> Caption:
         return stages.encode(tokens.ids, tokens.length)
 
     caption = text()
 
-    def denoise(caption: Tensor = caption) -> Tensor:
+    def denoise(caption: Caption = caption) -> Tensor:
         latents = noise
         for constants in model.passes[job.steps]:
             latents = stages.denoise(latents, noise, caption, constants)

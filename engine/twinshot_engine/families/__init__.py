@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import FamilyLoader, FamilyPlanner, Model, Plan
-from twinshot_engine.families.z_image import load_z_image, plan_z_image
+from twinshot_engine.families.model import Family, Model, Plan
+from twinshot_engine.families.z_image import Z_IMAGE
 
-__all__ = ["FAMILIES", "FamilyLoader", "Model", "Plan", "find_family", "plan"]
+__all__ = ["FAMILIES", "Family", "Model", "Plan", "find_family", "plan"]
 
-FAMILIES: Mapping[str, FamilyLoader] = {"ZImagePipeline": load_z_image}
-_PLANNERS: Mapping[str, FamilyPlanner] = {"ZImagePipeline": plan_z_image}
+FAMILIES: Mapping[str, Family] = {
+    "ZImagePipeline": Z_IMAGE,
+}
 
 
-def find_family(checkpoint: Checkpoint) -> FamilyLoader:
-    """Choose the loader for a checkpoint.
+def find_family(checkpoint: Checkpoint) -> Family:
+    """Choose the family of a checkpoint.
 
     Raises:
         CheckpointError: its family is not supported, or it does not say.
@@ -35,5 +36,4 @@ def plan(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> 
         CheckpointError: its family is not supported, it is damaged, or its parts do not fit together.
         ValueError: its weights cannot have the precision of ``placement``.
     """
-    find_family(checkpoint)
-    return _PLANNERS[checkpoint.family](checkpoint, config, placement)
+    return find_family(checkpoint).plan(checkpoint, config, placement)

@@ -1,19 +1,20 @@
 """What every family is turned into."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
-from twinshot_engine.schedule import advance
-from twinshot_engine.text import PromptTokenizer, Qwen3Encoder
-from twinshot_engine.transformer import FoldedTransformer
+from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import Size
-from twinshot_engine.vae import PixelDecoder
 
 Progress = Callable[[str, float], None]
 """Receives what is being loaded and how much is done, 0 to 1."""
@@ -23,7 +24,7 @@ class Pass(NamedTuple):
     """The constants of one pass of a schedule, on the device.
 
     Attributes:
-        modulation: ``[V, dim]`` fp32, a row of the transformer's table.
+        modulation: what the family made of the pass's times, such as a row of its table.
         weights: ``[3]`` fp32, see :attr:`twinshot_engine.schedule.Schedule.weights`.
         renoises: whether fresh noise has any weight.
     """
@@ -33,52 +34,66 @@ class Pass(NamedTuple):
     renoises: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The parts of a text-to-image model, loaded and placed, and the three stages they make.
+class Like(NamedTuple):
+    """Shape and type of a tensor for one image, its first dimension of 1 standing for the batch."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ABC):
+    """A text-to-image model, loaded and placed, and the three stages it makes.
 
     The stages are pure functions of tensors on the model's device, without host synchronisation, so that
     a backend may capture them.
+
+    Attributes:
+        tokenizer: from prompts to padded token ids.
+        placement: where the parts are, and in which number format.
+        card: what people are told, and the sizes.
+        passes: the constants of every advertised step count.
+        latent_channels: channels of the latents that noise is drawn for.
+        downscale: pixels along a side that become one latent.
     """
 
     tokenizer: PromptTokenizer
-    text: Qwen3Encoder
-    transformer: FoldedTransformer
-    decoder: PixelDecoder
     placement: Placement
     card: Card
     passes: Mapping[int, tuple[Pass, ...]]
+    latent_channels: int
+    downscale: int
 
-    def encode(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Embed token ids ``[1, L]`` of true ``length`` ``[1]`` as caption tokens ``[1, L, dim]``."""
-        return self.transformer.refine_caption(self.text(ids), length)
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What is loaded, by the names that ``EngineInfo.parameters`` gives."""
 
+    @abstractmethod
+    def encode(self, ids: Tensor, length: Tensor) -> Caption:
+        """Embed token ids ``[1, L]`` of true ``length`` ``[1]`` as all that the transformer reads of them."""
+
+    @abstractmethod
+    def caption_like(self, tokens: int) -> tuple[Like, ...]:
+        """Tell the tensors that :meth:`encode` makes of ids of this padded length."""
+
+    @abstractmethod
     def denoise(
-        self, latents: Tensor, fresh: Tensor, caption: Tensor, modulation: Tensor, weights: Tensor
+        self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
-        """Move latents ``[B, C, h, w]`` fp32 along one pass; the other arguments are a :class:`Pass`'s."""
-        named = self.transformer.modulation(modulation)
-        prediction = self.transformer.predict(latents.to(self.placement.dtype), caption, named)
-        # Z-Image predicts from noise to data; velocities point from data to noise.
-        return advance(latents, -prediction.float(), fresh, weights)
+        """Move latents ``[B, C, h, w]`` fp32 along one pass; the last two arguments are a :class:`Pass`'s."""
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` fp32 to ``[B, H, W, 3]`` uint8."""
-        return self.decoder.decode_to_bytes(latents)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of the latents of a picture of ``width`` by ``height`` pixels."""
-        downscale = self.decoder.config.downscale
-        return self.transformer.config.in_channels, height // downscale, width // downscale
+        return self.latent_channels, height // self.downscale, width // self.downscale
 
     def count_parameters(self) -> Mapping[str, int]:
         """Count what is loaded, part by part."""
-        parts: dict[str, nn.Module] = {
-            "text": self.text,
-            "transformer": self.transformer,
-            "decoder": self.decoder,
-        }
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.parts.items()}
 
 
 class Plan(NamedTuple):
@@ -124,3 +139,21 @@ class FamilyPlanner(Protocol):
             CheckpointError: it is damaged, or its parts do not fit together.
             ValueError: its weights cannot have the precision of ``placement``.
         """
+
+
+OpenForm = Callable[[dict[str, Any]], nn.Module]
+"""Builds a part as checkpoints store it, parameter by parameter, from its config."""
+
+
+class Family(NamedTuple):
+    """One family of checkpoints.
+
+    Attributes:
+        load: builds its model.
+        plan: tells what loading would take.
+        open_forms: of each part by its folder, which names and shapes random weights.
+    """
+
+    load: FamilyLoader
+    plan: FamilyPlanner
+    open_forms: Mapping[str, OpenForm]

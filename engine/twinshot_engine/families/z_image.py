@@ -7,25 +7,33 @@ read). ``scheduler/`` is not used: times come from :mod:`twinshot_engine.schedul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from twinshot_engine.card import Card, read_card
+from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Model, Pass, Plan, Progress
-from twinshot_engine.memory import Workload, check_memory, weight_bytes, workspace_bytes
+from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.parts import (
+    Part,
+    advertised_card,
+    check_channels,
+    fill_parts,
+    modules_of,
+    part_bytes,
+)
+from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.memory import check_memory, kl_decoder_bytes, stream_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
-from twinshot_engine.schedule import schedule_for
-from twinshot_engine.text import PromptTokenizer
-from twinshot_engine.text.qwen3 import Qwen3Encoder, encoder_slots, find_encoder, read_config
-from twinshot_engine.transformer import FoldedTransformer, SingleStreamConfig
+from twinshot_engine.schedule import advance
+from twinshot_engine.text import Caption, ChatTokenizer
+from twinshot_engine.text.qwen3 import Qwen3Encoder, build_model, encoder_slots, find_encoder, read_config
+from twinshot_engine.transformer import FoldedTransformer, SingleStreamConfig, SingleStreamTransformer
 from twinshot_engine.transformer.config import TOKEN_MULTIPLE
 from twinshot_engine.transformer.folding import (
     folded_slots,
@@ -35,8 +43,8 @@ from twinshot_engine.transformer.folding import (
     read_times,
     time_slots,
 )
-from twinshot_engine.vae import KLConfig, KLDecoder, serving_decoder
-from twinshot_engine.weights import Slot, StoredPart, same_names
+from twinshot_engine.vae import KLConfig, KLDecoder, PixelDecoder, serving_decoder
+from twinshot_engine.weights import StoredPart, same_names
 
 MOST_PROMPT_TOKENS = 512
 """What ``ZImagePipeline`` cuts prompts to; here longer ones are refused."""
@@ -50,186 +58,189 @@ def is_fp8(name: str) -> bool:
     return not name.startswith("context_refiner.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZImageModel(Model):
+    """See :class:`~twinshot_engine.families.model.Model`; a caption is ``[1, L, dim]``, refined."""
+
+    text: Qwen3Encoder
+    transformer: FoldedTransformer
+    decoder: PixelDecoder
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The three parts."""
+        return {"text": self.text, "transformer": self.transformer, "decoder": self.decoder}
+
+    def encode(self, ids: Tensor, length: Tensor) -> Caption:
+        """Embed and refine; what is beyond ``length`` becomes the learned pad token."""
+        return (self.transformer.refine_caption(self.text(ids), length),)
+
+    def caption_like(self, tokens: int) -> tuple[Like, ...]:
+        """Caption tokens as wide as the stream."""
+        return (Like((1, tokens, self.transformer.config.dim), self.placement.dtype),)
+
+    def denoise(
+        self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Run one pass; ``modulation`` is a row of the transformer's table."""
+        named = self.transformer.modulation(modulation)
+        prediction = self.transformer.predict(latents.to(self.placement.dtype), caption[0], named)
+        # Z-Image predicts from noise to data; velocities point from data to noise.
+        return advance(latents, -prediction.float(), fresh, weights)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode to bytes."""
+        return self.decoder.decode_to_bytes(latents)
+
+
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The three parts on the meta device, each with the type its weights shall have."""
+class _Found:
+    """A checkpoint's parts on the meta device, compared with its headers."""
 
     text: Qwen3Encoder
     transformer: FoldedTransformer
     decoder: KLDecoder
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        """In the order they are loaded."""
-        return self.text, self.transformer, self.decoder
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where the parts' weights are, and which slots they go to."""
-
-    part: StoredPart
-    slots: Mapping[str, Slot]
-
-
-def build_parts(
-    text: Qwen3Encoder, transformer: FoldedTransformer, vae: KLDecoder, placement: Placement
-) -> Parts:
-    """Give modules on the meta device the number formats of ``placement``."""
-    for module in (text, transformer):
-        module.to(placement.dtype)  # before anything becomes fp8, which this would undo
-    # The decoder stays fp32 until its weights have been folded.
-    if placement.precision == "fp8":
-        quantize_projections(transformer, is_fp8)
-    if placement.text_fp8:
-        quantize_projections(text, lambda _name: True)
-    return Parts(text, transformer, vae)
+    parts: tuple[Part, ...]
+    unfolded: StoredPart
+    tokenizer: ChatTokenizer
+    card: Card
+    workspace_bytes: int
 
 
 def load_z_image(
     checkpoint: Checkpoint, config: EngineConfig, placement: Placement, progress: Progress
 ) -> Model:
     """Load a Z-Image checkpoint; see :class:`~twinshot_engine.families.model.FamilyLoader`."""
-    parts, stored = _find(checkpoint, placement)
-    tokenizer = _load_tokenizer(checkpoint, parts)
-    card = _read_card(checkpoint, parts, config, placement)
-    check_memory(parts.modules(), _workload(parts, tokenizer, card, config), placement)
-    for (name, source), module, (start, end) in zip(
-        stored.items(), parts.modules(), _shares(parts), strict=True
-    ):
-        progress(name, start)
-        span = partial(_report_within, progress, name, start, end)
-        source.part.fill(module, source.slots, placement.device, span)
+    found = _find(checkpoint, config, placement)
+    check_memory(modules_of(found.parts), found.workspace_bytes, placement)
+    fill_parts(found.parts, placement.device, progress)
     progress("modulation table", 1.0)
+    transformer = found.transformer
     times = distinct_times(config.steps)
-    unfolded = stored["transformer"].part
-    parts.transformer.table = read_times(unfolded, parts.transformer.config, times, placement.device)
-    decoder = serving_decoder(parts.decoder, placement.dtype)
-    passes = make_passes(parts.transformer, config.steps)
-    return Model(tokenizer, parts.text, parts.transformer, decoder, placement, card, passes)
+    transformer.table = read_times(found.unfolded, transformer.config, times, placement.device)
+    return ZImageModel(
+        tokenizer=found.tokenizer,
+        placement=placement,
+        card=found.card,
+        passes=make_passes(transformer.table, config.steps),
+        latent_channels=transformer.config.in_channels,
+        downscale=found.decoder.config.downscale,
+        text=found.text,
+        transformer=transformer,
+        decoder=serving_decoder(found.decoder, placement.dtype),
+    )
 
 
 def plan_z_image(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> Plan:
     """Plan a Z-Image checkpoint; see :class:`~twinshot_engine.families.model.FamilyPlanner`."""
-    parts, stored = _find(checkpoint, placement)
-    tokenizer = _load_tokenizer(checkpoint, parts)
-    card = _read_card(checkpoint, parts, config, placement)
+    found = _find(checkpoint, config, placement)
     return Plan(
-        {name: weight_bytes([module]) for name, module in zip(stored, parts.modules(), strict=True)},
-        workspace_bytes(_workload(parts, tokenizer, card, config)),
-        card.sizes.listed,
-        str(card.sizes),
-        tokenizer.max_tokens,
-        parts.transformer.config.second_time_embedder,
+        part_bytes(found.parts),
+        found.workspace_bytes,
+        found.card.sizes.listed,
+        str(found.card.sizes),
+        found.tokenizer.max_tokens,
+        found.transformer.config.second_time_embedder,
     )
 
 
-def _report_within(progress: Progress, name: str, start: float, end: float, done: float) -> None:
-    progress(name, min(start + done * (end - start), end))
+def place(text: nn.Module, transformer: FoldedTransformer, placement: Placement) -> None:
+    """Give modules on the meta device the number formats of ``placement``.
 
-
-def _workload(parts: Parts, tokenizer: PromptTokenizer, card: Card, config: EngineConfig) -> Workload:
-    return Workload(
-        parts.transformer.config,
-        parts.decoder.config,
-        card.sizes.listed,
-        max(config.batch_sizes),
-        tokenizer.buckets[-1],
-        config.text_cache_bytes,
-    )
-
-
-def distinct_times(steps: Sequence[int]) -> list[tuple[float, float]]:
-    """The pairs of times that the schedules of all advertised step counts visit, each once."""
-    schedules = [schedule_for(count) for count in steps]
-    return sorted({pair for each in schedules for pair in zip(each.t, each.target_t, strict=True)})
-
-
-def make_passes(transformer: FoldedTransformer, steps: Sequence[int]) -> dict[int, tuple[Pass, ...]]:
-    """Look up the constants of every advertised schedule.
-
-    The transformer's table has a row for each of :func:`distinct_times`.
+    The decoder stays fp32 until its weights have been folded.
     """
-    rows = dict(zip(distinct_times(steps), transformer.table, strict=True))
-    passes: dict[int, tuple[Pass, ...]] = {}
-    for count in steps:
-        schedule = schedule_for(count)
-        weights = torch.tensor(schedule.weights, dtype=torch.float32, device=transformer.table.device)
-        pairs = zip(schedule.t, schedule.target_t, strict=True)
-        passes[count] = tuple(
-            Pass(rows[pair], each, renoises=numbers[2] != 0)
-            for pair, each, numbers in zip(pairs, weights, schedule.weights, strict=True)
-        )
-    return passes
+    for module in (text, transformer):
+        module.to(placement.dtype)  # before anything becomes fp8, which this would undo
+    if placement.precision == "fp8":
+        quantize_projections(transformer, is_fp8)
+    if placement.text_fp8:
+        quantize_projections(text, lambda _name: True)
 
 
-def _find(checkpoint: Checkpoint, placement: Placement) -> tuple[Parts, dict[str, _Stored]]:
+def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> _Found:
     """Build the parts from their configs and compare them with the files' headers; nothing is allocated."""
     checkpoint.build("text_encoder", read_config)
-    encoder = find_encoder(checkpoint)
-    transformer = checkpoint.part("transformer", ignored=is_time)
-    vae = checkpoint.part("vae", ignored=lambda name: name.startswith(KLDecoder.ENCODER_PARAMETERS))
-    second = has_second_embedder(transformer)
+    stored = checkpoint.part("transformer", ignored=is_time)
+    second = has_second_embedder(stored)
 
     def build(config: Mapping[str, Any]) -> FoldedTransformer:
         return FoldedTransformer(SingleStreamConfig.from_dict({**config, "second_time_embedder": second}))
 
     with torch.device("meta"):
         text = checkpoint.build("text_encoder", lambda config: Qwen3Encoder(read_config(config)))
-        folded = checkpoint.build("transformer", build)
+        transformer = checkpoint.build("transformer", build)
         decoder = checkpoint.build("vae", lambda config: KLDecoder(KLConfig.from_dict(config)))
-    stored = {
-        "text encoder": _Stored(encoder, encoder_slots(text)),
-        "transformer": _Stored(transformer, folded_slots(folded)),
-        "decoder": _Stored(vae, same_names(decoder)),
-    }
-    for source, module in zip(stored.values(), (text, folded, decoder), strict=True):
-        source.part.check(module, source.slots)
-    unfolded = open_form(folded.config)
-    replace(transformer, ignored=lambda _name: True).check(unfolded, time_slots(unfolded))
-    _check_fit(checkpoint, text, folded, decoder)
-    return build_parts(text, folded, decoder, placement), stored
+    parts = (
+        Part("text encoder", text, find_encoder(checkpoint), encoder_slots(text)),
+        Part("transformer", transformer, stored, folded_slots(transformer)),
+        Part("decoder", decoder, _find_decoder(checkpoint), same_names(decoder)),
+    )
+    for part in parts:
+        part.check()
+    _check_time(stored, transformer)
+    made = transformer.config.in_channels
+    check_channels(
+        checkpoint, "text encoder", text.config.hidden_size, "transformer", transformer.config.cap_feat_dim
+    )
+    check_channels(checkpoint, "transformer", made, "vae", decoder.config.latent_channels)
+    place(text, transformer, placement)
+    tokenizer = _load_tokenizer(checkpoint, text, transformer)
+    pixels = decoder.config.downscale * transformer.config.patch_size
+    longest = min(transformer.config.axes_lens[1:]) * pixels
+    card = advertised_card(checkpoint, config, placement, multiple=pixels, longest_side=longest)
+    workspace = _workspace(transformer, decoder, tokenizer, card, config)
+    return _Found(text, transformer, decoder, parts, stored, tokenizer, card, workspace)
 
 
-def _load_tokenizer(checkpoint: Checkpoint, parts: Parts) -> PromptTokenizer:
+def _find_decoder(checkpoint: Checkpoint) -> StoredPart:
+    return checkpoint.part("vae", ignored=lambda name: name.startswith(KLDecoder.ENCODER_PARAMETERS))
+
+
+def _check_time(stored: StoredPart, transformer: FoldedTransformer) -> None:
+    """Compare what only serves to make the table."""
+    unfolded = open_form(transformer.config)
+    replace(stored, ignored=lambda _name: True).check(unfolded, time_slots(unfolded))
+
+
+def _load_tokenizer(
+    checkpoint: Checkpoint, text: Qwen3Encoder, transformer: FoldedTransformer
+) -> ChatTokenizer:
     tokenizer = checkpoint.tokenizer()
-    vocabulary = parts.text.config.vocab_size
+    vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
             f"'{checkpoint.folder / 'tokenizer'}' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
-    most = min(tokenizer.model_max_length, MOST_PROMPT_TOKENS, parts.transformer.config.max_caption_tokens)
-    return PromptTokenizer(tokenizer, TOKEN_MULTIPLE, most)
+    most = min(tokenizer.model_max_length, MOST_PROMPT_TOKENS, transformer.config.max_caption_tokens)
+    return ChatTokenizer(tokenizer, TOKEN_MULTIPLE, most)
 
 
-def _read_card(checkpoint: Checkpoint, parts: Parts, config: EngineConfig, placement: Placement) -> Card:
-    transformer = parts.transformer.config
-    pixels = parts.decoder.config.downscale * transformer.patch_size
-    card = read_card(checkpoint, multiple=pixels, longest_side=min(transformer.axes_lens[1:]) * pixels)
-    if config.sizes is not None:
-        return card.advertise(config.sizes)
-    # What is captured must be listed.
-    return card.advertise(card.sizes.listed) if placement.backend == "fused" else card
+def _workspace(
+    transformer: FoldedTransformer,
+    decoder: KLDecoder,
+    tokenizer: ChatTokenizer,
+    card: Card,
+    config: EngineConfig,
+) -> int:
+    """Estimate the bytes of intermediate results at the largest size."""
+    sizes = transformer.config
+    pixels = max(width * height for width, height in card.sizes.listed)
+    tokens = pixels // (decoder.config.downscale * sizes.patch_size) ** 2 + tokenizer.buckets[-1]
+    return workspace_bytes(
+        stream_bytes(tokens, sizes.dim, int(sizes.dim / 3 * 8)),
+        kl_decoder_bytes(pixels, decoder.config.block_out_channels),
+        config,
+    )
 
 
-def _shares(parts: Parts) -> list[tuple[float, float]]:
-    """The span of the progress bar that each part takes, by its bytes."""
-    sizes = [weight_bytes([module]) for module in parts.modules()]
-    ends = [sum(sizes[: i + 1]) / sum(sizes) for i in range(len(sizes))]
-    return list(zip([0.0, *ends[:-1]], ends, strict=True))
-
-
-def _check_fit(
-    checkpoint: Checkpoint, text: Qwen3Encoder, transformer: FoldedTransformer, decoder: KLDecoder
-) -> None:
-    made, read = text.config.hidden_size, transformer.config.cap_feat_dim
-    if made != read:
-        raise CheckpointError(
-            f"In '{checkpoint.folder}' the text encoder makes {made} channels, "
-            f"but the transformer reads {read}."
-        )
-    latents, decoded = transformer.config.in_channels, decoder.config.latent_channels
-    if latents != decoded:
-        raise CheckpointError(
-            f"In '{checkpoint.folder}' the transformer makes {latents} channels, but the vae reads {decoded}."
-        )
+Z_IMAGE = Family(
+    load_z_image,
+    plan_z_image,
+    {
+        "text_encoder": build_model,
+        "transformer": lambda config: SingleStreamTransformer(SingleStreamConfig.from_dict(config)),
+        "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
+    },
+)
+"""``ZImagePipeline``."""

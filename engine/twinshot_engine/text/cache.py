@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+Caption = tuple[Tensor, ...]
+"""All that a transformer reads of prompts; each tensor's first dimension is the batch."""
+
 
 @dataclass(slots=True)
 class CacheStatistics:
@@ -30,9 +33,9 @@ class CaptionCache:
 
     max_bytes: int
     statistics: CacheStatistics = field(default_factory=CacheStatistics)
-    _kept: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[Hashable, Caption] = field(default_factory=OrderedDict)
 
-    def get(self, key: Hashable) -> Tensor | None:
+    def get(self, key: Hashable) -> Caption | None:
         """Return what is kept under ``key``, or None; counted as a hit or a miss."""
         found = self._kept.get(key)
         if found is None:
@@ -42,18 +45,22 @@ class CaptionCache:
         self._kept.move_to_end(key)
         return found
 
-    def put(self, key: Hashable, caption: Tensor) -> None:
+    def put(self, key: Hashable, caption: Caption) -> None:
         """Keep ``caption``, letting go of the least recently used until it fits."""
-        if caption.nbytes > self.max_bytes or key in self._kept:
+        if _nbytes(caption) > self.max_bytes or key in self._kept:
             return
         self._kept[key] = caption
-        self.statistics.bytes += caption.nbytes
+        self.statistics.bytes += _nbytes(caption)
         while self.statistics.bytes > self.max_bytes:
             _, oldest = self._kept.popitem(last=False)
-            self.statistics.bytes -= oldest.nbytes
+            self.statistics.bytes -= _nbytes(oldest)
         self.statistics.entries = len(self._kept)
 
     def clear(self) -> None:
         """Let go of everything; the counts of hits and misses stay."""
         self._kept.clear()
         self.statistics.entries = self.statistics.bytes = 0
+
+
+def _nbytes(caption: Caption) -> int:
+    return sum(tensor.nbytes for tensor in caption)

@@ -34,9 +34,30 @@ class Tokenizer(Protocol):
         """Tokenise a text."""
 
 
+class PromptTokenizer(Protocol):
+    """Turns prompts into token ids as one family's text encoders want them."""
+
+    max_tokens: int
+    """Most tokens of a prompt with its template."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Every padded length that :meth:`pad` can return, shortest first."""
+
+    def encode(self, prompt: str) -> list[int]:
+        """Turn a prompt into token ids, template included.
+
+        Raises:
+            InvalidRequestError: there are more tokens than :attr:`max_tokens`.
+        """
+
+    def pad(self, ids: list[int]) -> Tokens:
+        """Pad token ids on the right to their bucket; what fills it has no effect on real tokens."""
+
+
 @dataclass(slots=True)
-class PromptTokenizer:
-    """Tokenises prompts as ``ZImagePipeline`` does.
+class ChatTokenizer:
+    """Tokenises prompts as ``ZImagePipeline`` does; see :class:`PromptTokenizer`.
 
     Attributes:
         tokenizer: with a chat template.

@@ -1,0 +1,20 @@
+"""Stock pipelines by the pipeline class that a checkpoint names."""
+
+from collections.abc import Mapping
+
+import torch
+
+from twinshot_engine.benchmark.stock.pipeline import StockPipeline, import_diffusers
+from twinshot_engine.benchmark.stock.z_image import StockZImage
+from twinshot_engine.random_weights import RandomCheckpoint
+
+__all__ = ["StockPipeline", "find_stock", "import_diffusers"]
+
+_STOCK: Mapping[str, type[StockPipeline]] = {
+    "ZImagePipeline": StockZImage,
+}
+
+
+def find_stock(checkpoint: RandomCheckpoint, device: torch.device, dtype: torch.dtype) -> StockPipeline:
+    """Choose the stock pipeline of a checkpoint of published size."""
+    return _STOCK[checkpoint.family](checkpoint, device, dtype)
