@@ -96,6 +96,15 @@ def test_versions_agree() -> None:
     assert chart["version"] == chart["appVersion"] == project["version"]
 
 
+def test_the_packaged_chart_renders_the_same(tmp_path: Path) -> None:
+    assert helm("package", str(CHART), "--destination", str(tmp_path)).returncode == 0
+    (packed,) = tmp_path.glob("twinshot-*.tgz")
+    values = str(VALUES["keda"][0])
+    both = [helm("template", "pictures", str(chart), "--values", values) for chart in (CHART, packed)]
+    assert both[0].returncode == 0
+    assert both[0].stdout == both[1].stdout
+
+
 def test_nothing_is_rendered_for_an_older_kubernetes() -> None:
     done = helm("template", "pictures", str(CHART), "--kube-version", "1.29.0")
     assert done.returncode != 0

@@ -126,6 +126,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"extraArgs": ["--port", "9"]}, "extraArgs holds --port, which the chart sets: leave it out"),
     ({"extraEnv.TWINSHOT_TEXT_FP8": "1"}, "holds TWINSHOT_TEXT_FP8, which model.textFp8 sets: change that"),
+    ({"extraEnv.HF_TOKEN": "hf_x"}, "holds HF_TOKEN, which hfToken.existingSecret sets: change that"),
+    ({"extraEnv.TWINSHOT_API_KEYS": "a=b"}, "holds TWINSHOT_API_KEYS, which auth.existingSecret sets"),
+    (
+        {"podLabels": {"app.kubernetes.io/name": "x"}},
+        "podLabels holds app.kubernetes.io/name, .*: leave it out.",
+    ),
     ({"extraEnv.TWINSHOT_REPLICAS": "3"}, "holds TWINSHOT_REPLICAS, which gpu.count sets: change that"),
 ]
 

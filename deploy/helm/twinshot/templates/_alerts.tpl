@@ -44,7 +44,7 @@ groups:
         labels: {severity: critical}
         annotations:
           summary: A replica does not answer, or has no engine that draws.
-          description: "{{ "{{ $labels.namespace }} {{ $labels.pod }} {{ $labels.instance }}" }}"
+          description: {{ "'{{ with $labels.instance }}{{ $labels.namespace }} {{ . }}{{ else }}No replica is known.{{ end }}'" }}
           runbook_url: {{ .runbook }}#twinshotreplicadown
       - alert: TwinshotEngineRestarts
         expr: |
@@ -53,6 +53,6 @@ groups:
         labels: {severity: warning}
         annotations:
           summary: An engine process ends or hangs again and again.
-          description: "{{ "{{ $value | humanize }} restarts in 30 minutes on {{ $labels.pod }} {{ $labels.instance }}" }}"
+          description: "{{ "{{ $value | humanize }} restarts in 30 minutes on {{ $labels.namespace }} {{ $labels.instance }}" }}"
           runbook_url: {{ .runbook }}#twinshotenginerestarts
 {{- end }}

@@ -131,7 +131,7 @@ serviceMonitor.scrapeTimeout ({{ $monitor.scrapeTimeout }}) is longer than servi
 
 {{/* What is set by a value must not be set again by extraArgs or extraEnv: checks above would not see it. */}}
 {{- define "twinshot.problems.twice" -}}
-{{- $places := dict "port" "" "device" "gpu.count" "replicas" "gpu.count" "api_keys_file" "auth.existingSecret" }}
+{{- $places := dict "port" "" "device" "gpu.count" "replicas" "gpu.count" "api_keys_file" "auth.existingSecret" "api_keys" "auth.existingSecret" "admin_key" "auth.adminKey" "hf_token" "hfToken.existingSecret" "hf_hub_offline" "cache.prePull.enabled" }}
 {{- range $section := list "model" "server" }}
 {{- range $name, $_ := get $.Values $section }}
 {{- $_ := set $places (snakecase $name) (printf "%s.%s" $section $name) }}
@@ -146,8 +146,13 @@ extraArgs holds {{ $option }}, which {{ with get $places $field }}{{ . }} sets: 
 {{- end }}
 {{- range $variable, $_ := .Values.extraEnv }}
 {{- $field := $variable | trimPrefix "TWINSHOT_" | lower }}
-{{- if and (hasPrefix "TWINSHOT_" $variable) (hasKey $places $field) }}
+{{- if and (regexMatch "^(TWINSHOT|HF)_" $variable) (hasKey $places $field) }}
 extraEnv holds {{ $variable }}, which {{ with get $places $field }}{{ . }} sets: change that{{ else }}the chart sets: leave it out{{ end }} instead.
+{{- end }}
+{{- end }}
+{{- range $label, $_ := .Values.podLabels }}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (eq $label "helm.sh/chart") }}
+podLabels holds {{ $label }}, which the chart sets and finds its pods by: leave it out.
 {{- end }}
 {{- end }}
 {{- end }}
