@@ -61,7 +61,7 @@ VOLUME /cache
 WORKDIR /cache
 EXPOSE 8000
 # For Docker alone: Kubernetes has probes of its own.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10m --start-interval=2s \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10m \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('TWINSHOT_PORT', '8000')}/readyz\", timeout=2)"]
 ENTRYPOINT ["twinshot"]
 CMD ["serve"]
