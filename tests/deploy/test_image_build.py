@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def assert_serves(replay: Replay) -> None:
             look = STAGES["runtime"].command("HEALTHCHECK")
             look[0] = str(replay.inside("/opt/twinshot/bin/python"))
             subprocess.run(look, env=environment | {"TWINSHOT_PORT": port}, check=True, timeout=30)
+            assert draw(port).startswith(b"\x89PNG")
         finally:
             process.terminate()
         assert process.wait(60) == 0
+
+
+def draw(port: str) -> bytes:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/generate",
+        data=b'{"prompt": "a red car"}',
+        headers={"Content-Type": "application/json", "Accept": "image/png"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
