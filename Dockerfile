@@ -21,7 +21,7 @@ FROM packages AS packages-cpu
 ARG TORCH_INDEX=""
 RUN if [ -n "${TORCH_INDEX}" ]; then \
       /opt/twinshot/bin/pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" \
-        "$(grep -oE '^torch==[0-9.]+' /locks/gpu.txt)"; \
+        -r /locks/cpu.txt; \
     else \
       /opt/twinshot/bin/pip install --no-cache-dir --require-hashes -r /locks/gpu.txt; \
     fi

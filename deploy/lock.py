@@ -1,7 +1,7 @@
 """Pins what the images install, with hashes: `make lock` writes `deploy/locks` anew, with uv.
 
-`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `build.txt` what
-builds the wheel. All versions fit Python 3.11 and newer on Linux.
+`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `cpu.txt` torch alone,
+`build.txt` what builds the wheel. All versions fit Python 3.11 and newer on Linux.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "deploy/locks"
 EXTRAS = ("fa3", "otel")
 COMMAND = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
+MEASURED = ("torch==2.11.0", "triton==3.6.0")
+"""What the figures in docs/BENCHMARKS.md were measured with on a GPU."""
 GPU = re.compile(r"(torch|triton|fa3-fwd|nvidia-.*|cuda-.*)==")
 _TITLE = "# Written by make lock.\n"
 
@@ -34,13 +36,16 @@ def write(name: str, packages: list[str]) -> None:
 
 
 def main() -> None:
-    """Write the three locks."""
+    """Write the locks."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     optional = project["project"]["optional-dependencies"]
     wanted = [*project["project"]["dependencies"], *(line for extra in EXTRAS for line in optional[extra])]
-    packages = resolve("\n".join(wanted))
+    packages = resolve("\n".join([*wanted, *MEASURED]))
     write("base.txt", [package for package in packages if not GPU.match(package)])
     write("gpu.txt", [package for package in packages if GPU.match(package)])
+    # Without hashes: PyTorch's CPU wheels lie in an index of their own, with others than those of the public one.
+    (newest,) = (package for package in resolve("\n".join(wanted)) if package.startswith("torch=="))
+    write("cpu.txt", [newest.split()[0], "\n"])
     write("build.txt", resolve("\n".join(project["build-system"]["requires"])))
 
 

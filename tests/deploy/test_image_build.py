@@ -35,7 +35,7 @@ def build_context(folder: Path) -> Path:
 
 def index_of_torch(folder: Path) -> str:
     """A package index with the torch that pip finds on this machine, where that is without CUDA."""
-    found = re.search(r"^torch==([\d.]+)", (ROOT / "deploy/locks/gpu.txt").read_text("utf-8"), re.MULTILINE)
+    found = re.search(r"^torch==([\d.]+)", (ROOT / "deploy/locks/cpu.txt").read_text("utf-8"), re.MULTILINE)
     assert found
     (folder / "torch").mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder / "torch")]
