@@ -1,7 +1,7 @@
 """Pins what the images install, with hashes: `make lock` writes `deploy/locks` anew, with uv.
 
-`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `cpu.txt` torch alone,
-`build.txt` what builds the wheel. All versions fit Python 3.11 and newer on Linux.
+`base.txt` is what both images hold, `gpu.txt` torch and what comes along with it for CUDA, `cpu.txt` torch
+alone, `build.txt` what builds the wheel. All versions fit Python 3.11 and newer on Linux.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     packages = resolve("\n".join([*wanted, *MEASURED]))
     write("base.txt", [package for package in packages if not GPU.match(package)])
     write("gpu.txt", [package for package in packages if GPU.match(package)])
-    # Without hashes: PyTorch's CPU wheels lie in an index of their own, with others than those of the public one.
+    # Without hashes: PyTorch's CPU wheels lie in an index of their own, and are other files.
     (newest,) = (package for package in resolve("\n".join(wanted)) if package.startswith("torch=="))
     write("cpu.txt", [newest.split()[0], "\n"])
     write("build.txt", resolve("\n".join(project["build-system"]["requires"])))
