@@ -19,8 +19,6 @@ from charts import CHART, VALUES, Object, clean_environment, one, pod_environmen
 from twinshot_server.app import create_app
 from twinshot_server.settings import DEFAULTS, Settings
 
-OURS = {"TWINSHOT_ATTENTION"}
-"""Variables of ours that are no settings."""
 SECRETS = {"api_keys"}
 """A setting that only comes from a keys file in the chart."""
 NOT_OFFERED = {"replica", "engine"}

@@ -30,8 +30,8 @@ class Stage:
         return {name: value.strip('"') for name, value in found}
 
     def command(self, instruction: str) -> list[str]:
-        """The last such instruction in exec form. Raises ValueError where it is in shell form."""
-        return list(json.loads(self.all(instruction)[-1].partition("CMD ")[-1] or self.all(instruction)[-1]))
+        """The last such instruction, without options, in exec form. Raises ValueError for shell form."""
+        return list(json.loads(re.sub(r"^(--\S+ +)*(CMD +)?", "", self.all(instruction)[-1])))
 
 
 def stages(path: Path) -> dict[str, Stage]:
