@@ -5,12 +5,19 @@ kernel runs instead, unless a gradient is wanted: then the reference does, and a
 """
 
 from twinshot_kernels.attention import attention, attention_backend, attention_reference
+from twinshot_kernels.gated_residual_layer_norm import (
+    gated_residual_layer_norm,
+    gated_residual_layer_norm_fp8,
+    gated_residual_layer_norm_fp8_reference,
+    gated_residual_layer_norm_reference,
+)
 from twinshot_kernels.gated_residual_norm import (
     gated_residual_norm,
     gated_residual_norm_fp8,
     gated_residual_norm_fp8_reference,
     gated_residual_norm_reference,
 )
+from twinshot_kernels.gelu_fp8 import gelu_fp8, gelu_fp8_reference
 from twinshot_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
 from twinshot_kernels.group_norm_silu_taps import group_norm_silu_taps, group_norm_silu_taps_reference
 from twinshot_kernels.group_statistics import (
@@ -19,6 +26,14 @@ from twinshot_kernels.group_statistics import (
     residual_statistics,
     residual_statistics_reference,
 )
+from twinshot_kernels.joint_norm_rotary import joint_norm_rotary, joint_norm_rotary_reference
+from twinshot_kernels.layer_norm import (
+    layer_norm,
+    layer_norm_fp8,
+    layer_norm_fp8_reference,
+    layer_norm_reference,
+)
+from twinshot_kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from twinshot_kernels.qk_norm_rotary import qk_norm_rotary, qk_norm_rotary_reference
 from twinshot_kernels.quantize_pixels import quantize_pixels, quantize_pixels_reference
 from twinshot_kernels.quantize_rows import quantize_rows, quantize_rows_reference
@@ -35,6 +50,12 @@ from twinshot_kernels.rms_norm import (
     rms_norm_fp8_reference,
     rms_norm_reference,
 )
+from twinshot_kernels.rms_norm_silu import (
+    residual_rms_norm_silu,
+    residual_rms_norm_silu_reference,
+    rms_norm_silu,
+    rms_norm_silu_reference,
+)
 from twinshot_kernels.rotary import rotary, rotary_reference
 from twinshot_kernels.scaled_linear import scaled_linear, scaled_linear_reference
 from twinshot_kernels.swiglu import swiglu, swiglu_fp8, swiglu_fp8_reference, swiglu_reference
@@ -44,16 +65,30 @@ __all__ = [
     "attention",
     "attention_backend",
     "attention_reference",
+    "gated_residual_layer_norm",
+    "gated_residual_layer_norm_fp8",
+    "gated_residual_layer_norm_fp8_reference",
+    "gated_residual_layer_norm_reference",
     "gated_residual_norm",
     "gated_residual_norm_fp8",
     "gated_residual_norm_fp8_reference",
     "gated_residual_norm_reference",
+    "gelu_fp8",
+    "gelu_fp8_reference",
     "group_norm_silu",
     "group_norm_silu_reference",
     "group_norm_silu_taps",
     "group_norm_silu_taps_reference",
     "group_statistics",
     "group_statistics_reference",
+    "joint_norm_rotary",
+    "joint_norm_rotary_reference",
+    "layer_norm",
+    "layer_norm_fp8",
+    "layer_norm_fp8_reference",
+    "layer_norm_reference",
+    "linear_gelu",
+    "linear_gelu_reference",
     "qk_norm_rotary",
     "qk_norm_rotary_reference",
     "quantize_pixels",
@@ -66,12 +101,16 @@ __all__ = [
     "residual_norm_fp8",
     "residual_norm_fp8_reference",
     "residual_norm_reference",
+    "residual_rms_norm_silu",
+    "residual_rms_norm_silu_reference",
     "residual_statistics",
     "residual_statistics_reference",
     "rms_norm",
     "rms_norm_fp8",
     "rms_norm_fp8_reference",
     "rms_norm_reference",
+    "rms_norm_silu",
+    "rms_norm_silu_reference",
     "rotary",
     "rotary_reference",
     "scaled_linear",

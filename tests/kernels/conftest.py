@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 LAUNCHES = [
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm", "_launch"),
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm_fp8", "_launch_fp8"),
     ("gated_residual_norm", "_gated_residual_norm", "_launch"),
     ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
+    ("gelu_fp8", "_gelu_fp8", "_launch_fp8"),
     ("group_norm_silu", "_group_norm_silu", "_launch"),
     ("group_norm_silu_taps", "_group_norm_silu_taps", "_launch"),
     ("group_statistics", "_group_statistics", "launch_statistics"),
     ("group_statistics", "_residual_statistics", "_launch_residual"),
+    ("joint_norm_rotary", "_joint_norm_rotary", "_launch"),
+    ("layer_norm", "_layer_norm", "_launch"),
+    ("layer_norm", "_layer_norm_fp8", "_launch_fp8"),
     ("qk_norm_rotary", "_qk_norm_rotary", "_launch"),
     ("quantize_pixels", "_quantize_pixels", "_launch"),
     ("quantize_rows", "_quantize_rows", "_launch"),
@@ -24,6 +30,8 @@ LAUNCHES = [
     ("residual_norm", "_residual_norm_fp8", "_launch_fp8"),
     ("rms_norm", "_rms_norm", "_launch"),
     ("rms_norm", "_rms_norm_fp8", "_launch_fp8"),
+    ("rms_norm_silu", "_rms_norm_silu", "_launch"),
+    ("rms_norm_silu", "_residual_rms_norm_silu", "_launch_residual"),
     ("swiglu", "_swiglu", "_launch"),
     ("swiglu", "_swiglu_fp8", "_launch_fp8"),
     ("wide_attention", "_wide_attention", "_launch"),

@@ -33,6 +33,17 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "residual_norm_fp8": [(x, y, scale, EPS)],
         "gated_residual_norm": [(x, y, scale, per_image, EPS)],
         "gated_residual_norm_fp8": [(half, half.flip(0), scale, scale, EPS)],
+        "layer_norm": [(y, scale, scale, EPS), (half, per_image, scale, EPS)],
+        "layer_norm_fp8": [(y, scale, per_image, EPS)],
+        "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
+        "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, per_image, EPS)],
+        "gelu_fp8": [(y,), (half,)],
+        "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
+        "rms_norm_silu": [
+            (image, channel, EPS, None, True),
+            (image.bfloat16(), channel, EPS, channel, False),
+        ],
+        "residual_rms_norm_silu": [(image, image.flip(0), channel, EPS, channel, True)],
         "swiglu": [(x, y), (half, half.flip(0))],
         "swiglu_fp8": [(y, x)],
         "quantize_rows": [(y,), (half,)],
@@ -94,6 +105,25 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "rms_norm": lambda x, y, v: ops.rms_norm(x, v, EPS),
     "residual_norm": lambda x, y, v: ops.residual_norm(x, y, v, EPS)[1],
     "gated_residual_norm": lambda x, y, v: ops.gated_residual_norm(x, y, v, v, EPS)[1],
+    "layer_norm": lambda x, y, v: ops.layer_norm(x, v, y[:, :1], EPS),
+    "gated_residual_layer_norm": lambda x, y, v: ops.gated_residual_layer_norm(x, y, v, v, v, EPS)[1],
+    "joint_norm_rotary": lambda x, y, v: torch.cat(
+        ops.joint_norm_rotary(
+            torch.cat((x, y, x), -1),
+            v.view(2, 2, 8),
+            y[0, :, :4],
+            y[0, :, 4:8],
+            EPS,
+            split=1,
+            heads=4,
+        ),
+        dim=2,
+    ),
+    "linear_gelu": lambda x, y, v: ops.linear_gelu(x, y[0, :, :], v[:3]),
+    "rms_norm_silu": lambda x, y, v: ops.rms_norm_silu(x[..., None], v[:3], EPS, channel_bias=v[3:6]),
+    "residual_rms_norm_silu": lambda x, y, v: ops.residual_rms_norm_silu(
+        x[..., None], y[..., None], v[:3], EPS
+    )[1],
     "swiglu": lambda x, y, v: ops.swiglu(x, y),
     "qk_norm_rotary": lambda x, y, v: torch.cat(
         ops.qk_norm_rotary(
