@@ -53,6 +53,8 @@ from twinshot_kernels.rms_norm import (
 from twinshot_kernels.rms_norm_silu import (
     residual_rms_norm_silu,
     residual_rms_norm_silu_reference,
+    residual_sum,
+    residual_sum_reference,
     rms_norm_silu,
     rms_norm_silu_reference,
 )
@@ -105,6 +107,8 @@ __all__ = [
     "residual_rms_norm_silu_reference",
     "residual_statistics",
     "residual_statistics_reference",
+    "residual_sum",
+    "residual_sum_reference",
     "rms_norm",
     "rms_norm_fp8",
     "rms_norm_fp8_reference",

@@ -4,7 +4,8 @@
 ``v = x + y + channel_bias``, which then is the new ``x`` and is returned too. The norm of video autoencoders
 (Wan's and Qwen-Image's). A pixel's norm depends on that pixel alone, so one pass does all. ``channel_bias``
 is the bias of the convolution before, which costs a pass of its own where torch adds it. The first form must
-read ``x`` and write ``h``, the second read two tensors and write two; plain layers move 13 and more.
+read ``x`` and write ``h``, the second read two tensors and write two; plain layers move 13 and more. Where no
+norm follows, :func:`residual_sum` is the second form without ``h``.
 
 Measured: not yet.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinshot_kernels._dispatch import needs_gradient, register
+from twinshot_kernels._rows import check_same_shape
 from twinshot_kernels._triton import jit, tl, triton
 from twinshot_kernels.group_norm_silu import silu as _silu
 
@@ -46,20 +48,25 @@ def residual_rms_norm_silu_reference(
     x: Tensor, y: Tensor, weight: Tensor, eps: float, channel_bias: Tensor | None = None, silu: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Add, normalise and activate in plain torch; see :func:`residual_rms_norm_silu`."""
-    v = x.float() + y.float()
-    v = v if channel_bias is None else v + channel_bias.float()[:, None, None]
-    total = v.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    total = residual_sum_reference(x, y, channel_bias)
     return total, _normed(total, weight, eps, silu=silu)
+
+
+def residual_sum_reference(x: Tensor, y: Tensor, channel_bias: Tensor | None = None) -> Tensor:
+    """Add in plain torch; see :func:`residual_sum`."""
+    total = x.float() + y.float()
+    total = total if channel_bias is None else total + channel_bias.float()[:, None, None]
+    return total.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
 @jit
 def _rms_norm_silu_kernel(
     x: tl.tensor,
     y: tl.tensor | None,
-    weight: tl.tensor,
+    weight: tl.tensor | None,
     channel_bias: tl.tensor | None,
     total: tl.tensor | None,
-    out: tl.tensor,
+    out: tl.tensor | None,
     pixels: int,
     channels: int,
     eps: float,
@@ -81,21 +88,22 @@ def _rms_norm_silu_kernel(
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + place, rounded, mask=inside)
         value = rounded.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / channels + eps)
-    h = value * inverse * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    if SILU:
-        h = _silu(h)
-    tl.store(out + place, h.to(out.dtype.element_ty), mask=inside)
+    if out is not None:
+        inverse = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / channels + eps)
+        h = value * inverse * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+        if SILU:
+            h = _silu(h)
+        tl.store(out + place, h.to(out.dtype.element_ty), mask=inside)
 
 
 def _run(
     x: Tensor,
     y: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     eps: float,
     channel_bias: Tensor | None,
     total: Tensor | None,
-    out: Tensor,
+    out: Tensor | None,
     silu: bool,
 ) -> None:
     batch, channels, height, width = x.shape
@@ -104,7 +112,7 @@ def _run(
     _rms_norm_silu_kernel[(triton.cdiv(pixels, tile["ROWS"]),)](
         x,
         y,
-        weight.contiguous(),
+        None if weight is None else weight.contiguous(),
         None if channel_bias is None else channel_bias.contiguous(),
         total,
         out,
@@ -137,17 +145,23 @@ def _launch_residual(
     return total, out
 
 
+def _launch_sum(x: Tensor, y: Tensor, channel_bias: Tensor | None) -> Tensor:
+    x, y = (part.contiguous(memory_format=torch.channels_last) for part in (x, y))
+    total = torch.empty_like(x)
+    _run(x, y, None, 0.0, channel_bias, total, None, False)
+    return total
+
+
+_residual_sum = register("residual_sum", residual_sum_reference, _launch_sum)
 _rms_norm_silu = register("rms_norm_silu", rms_norm_silu_reference, _launch)
 _residual_rms_norm_silu = register(
     "residual_rms_norm_silu", residual_rms_norm_silu_reference, _launch_residual
 )
 
 
-def _check(x: Tensor, weight: Tensor, y: Tensor | None = None) -> None:
+def _check(x: Tensor, weight: Tensor) -> None:
     if weight.shape != x.shape[1:2]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted: {tuple(x.shape[1:2])}.")
-    if y is not None and y.shape != x.shape:
-        raise ValueError(f"y has shape {tuple(y.shape)}; accepted: {tuple(x.shape)}.")
 
 
 def rms_norm_silu(
@@ -201,8 +215,30 @@ def residual_rms_norm_silu(
     Raises:
         ValueError: if ``weight`` or ``y`` has another shape.
     """
-    _check(x, weight, y)
+    _check(x, weight)
+    check_same_shape("y", y, x)
     if needs_gradient(x, y, weight, channel_bias):
         return residual_rms_norm_silu_reference(x, y, weight, eps, channel_bias, silu)
     result: tuple[Tensor, Tensor] = _residual_rms_norm_silu(x, y, weight, eps, channel_bias, silu)
+    return result
+
+
+def residual_sum(x: Tensor, y: Tensor, *, channel_bias: Tensor | None = None) -> Tensor:
+    """Add a branch and a bias.
+
+    Args:
+        x: ``[B, C, H, W]``, channels last (other layouts are converted), any floating type.
+        y: the same shape and type.
+        channel_bias: ``[C]``, added to the sum.
+
+    Returns:
+        The sum, of the shape and type of ``x`` and channels last; arithmetic is fp32.
+
+    Raises:
+        ValueError: if ``y`` has another shape.
+    """
+    check_same_shape("y", y, x)
+    if needs_gradient(x, y, channel_bias):
+        return residual_sum_reference(x, y, channel_bias)
+    result: Tensor = _residual_sum(x, y, channel_bias)
     return result

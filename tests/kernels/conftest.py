@@ -31,6 +31,7 @@ LAUNCHES = [
     ("rms_norm", "_rms_norm", "_launch"),
     ("rms_norm", "_rms_norm_fp8", "_launch_fp8"),
     ("rms_norm_silu", "_rms_norm_silu", "_launch"),
+    ("rms_norm_silu", "_residual_sum", "_launch_sum"),
     ("rms_norm_silu", "_residual_rms_norm_silu", "_launch_residual"),
     ("swiglu", "_swiglu", "_launch"),
     ("swiglu", "_swiglu_fp8", "_launch_fp8"),

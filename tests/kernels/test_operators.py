@@ -43,6 +43,7 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
             (image, channel, EPS, None, True),
             (image.bfloat16(), channel, EPS, channel, False),
         ],
+        "residual_sum": [(image, image.flip(0), None), (image.bfloat16(), image.bfloat16(), channel)],
         "residual_rms_norm_silu": [(image, image.flip(0), channel, EPS, channel, True)],
         "swiglu": [(x, y), (half, half.flip(0))],
         "swiglu_fp8": [(y, x)],
@@ -121,6 +122,7 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     ),
     "linear_gelu": lambda x, y, v: ops.linear_gelu(x, y[0, :, :], v[:3]),
     "rms_norm_silu": lambda x, y, v: ops.rms_norm_silu(x[..., None], v[:3], EPS, channel_bias=v[3:6]),
+    "residual_sum": lambda x, y, v: ops.residual_sum(x[..., None], y[..., None], channel_bias=v[:3]),
     "residual_rms_norm_silu": lambda x, y, v: ops.residual_rms_norm_silu(
         x[..., None], y[..., None], v[:3], EPS
     )[1],

@@ -43,6 +43,7 @@ def test_norm_of_a_pixel(
     total, h = ops.residual_rms_norm_silu(x, y, weight, EPS, channel_bias=known, silu=silu)
     exact = x.double() + y.double() + lines.double().to(device)
     agree(total, exact, x + y + lines.to(device, dtype))
+    assert torch.equal(ops.residual_sum(x, y, channel_bias=known), total)
     agree(h, normed(total.double(), weight, silu), normed(total, weight, silu))
 
 
@@ -57,3 +58,5 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.rms_norm_silu(x, torch.ones(3), EPS)
     with pytest.raises(ValueError, match=r"y has shape \(1, 4, 2, 1\); accepted: \(1, 4, 2, 2\)"):
         ops.residual_rms_norm_silu(x, x[..., :1], torch.ones(4), EPS)
+    with pytest.raises(ValueError, match=r"y has shape \(1, 4, 2, 1\); accepted: \(1, 4, 2, 2\)"):
+        ops.residual_sum(x, x[..., :1])
