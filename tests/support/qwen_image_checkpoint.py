@@ -64,7 +64,9 @@ def shake(module: nn.Module, std: float) -> None:
 
 def make_text_model() -> Qwen2_5_VLForConditionalGeneration:
     """Build a two-layer Qwen2.5-VL with grouped keys and a vision tower that nobody needs."""
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION)).eval()
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION)
+    ).eval()
     shake(model, 0.05)
     return model
 
@@ -85,7 +87,9 @@ def make_vae() -> AutoencoderKLQwenImage:
 
 def make_second_embedder() -> nn.Module:
     """Build what TwinFlow adds to the transformer."""
-    module = QwenTimestepProjEmbeddings(TRANSFORMER["attention_head_dim"] * TRANSFORMER["num_attention_heads"])
+    module = QwenTimestepProjEmbeddings(
+        TRANSFORMER["attention_head_dim"] * TRANSFORMER["num_attention_heads"]
+    )
     shake(module, 0.1)
     return module
 
