@@ -9,7 +9,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
-from qwen_image_checkpoint import TEXT, TRANSFORMER, VAE, make_second_embedder, make_transformer, shake
+from qwen_image_checkpoint import (
+    TEXT,
+    TRANSFORMER,
+    VAE,
+    make_second_embedder,
+    make_transformer,
+    shake,
+    tiny_configs,
+)
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -225,21 +233,7 @@ def test_published_shapes_are_those_of_diffusers() -> None:
 
 
 def test_a_comparison_with_stock_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = random_module.PUBLISHED["qwen-image"]
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-    }
-    tiny = {
-        "model_index.json": published["model_index.json"],
-        "text_encoder": dict(published["text_encoder"]) | sizes,
-        "transformer": TRANSFORMER | {"joint_attention_dim": 32, "axes_dims_rope": [4, 6, 6]},
-        "vae": VAE | {"base_dim": 8},
-    }
+    tiny = tiny_configs(random_module.PUBLISHED["qwen-image"])
     monkeypatch.setattr(random_module, "PUBLISHED", {"tiny": tiny})
     config = EngineConfig("random:tiny", device="cpu", sizes=((256, 256),), steps=(1,))
     job = Job(256, 256, tokens=64, samples=2, warm=0)
