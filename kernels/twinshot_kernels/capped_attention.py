@@ -1,8 +1,8 @@
 """Causal attention with Gemma 2's soft cap, behind a constant prefix: ``softmax(c tanh(q k^T s / c)) v``.
 
-No library kernel at hand caps its scores. The prefix is an instruction that every prompt begins with: its keys
-and values are computed once, shared by the batch, and read where they lie, so nothing is concatenated. Sliding
-windows are Gemma's too. A program holds some queries of one head and moves over the keys with a running
+No library kernel at hand caps its scores. The prefix is an instruction that every prompt begins with: its
+keys and values are computed once, shared by the batch, and read where they lie, so nothing is concatenated.
+Sliding windows are Gemma's too. A program holds some queries of one head and moves over the keys with a running
 maximum and sum. Prompts are short; what counts is one launch a layer. Not yet measured on a GPU.
 
 Source: Gemma Team, arXiv 2408.00118.
@@ -203,8 +203,8 @@ def capped_attention(
     if not fits or not prefix_key.shape == prefix_value.shape == prefixes:
         shapes = (tuple(x.shape) for x in (query, key, value, prefix_key, prefix_value))
         raise ValueError(
-            f"query, key, value and prefix have shapes {', '.join(map(str, shapes))}; accepted: [B, N, H, D], "
-            "twice [B, N, Hkv, D] and twice [P, Hkv, D]."
+            f"query, key, value and prefix have shapes {', '.join(map(str, shapes))}; accepted: "
+            "[B, N, H, D], twice [B, N, Hkv, D] and twice [P, Hkv, D]."
         )
     if cap <= 0 or window < 1:
         raise ValueError(f"cap {cap} and window {window} are not both positive.")

@@ -1,7 +1,7 @@
 """DC-AE's multi-scale tokens: a depthwise convolution, then a small matrix for each group of channels.
 
-``y[g] = mix[g] (sum over taps of x[g] * tap[g])`` where a group is the query, key or value of one head. As two
-grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile of pixels of one
+``y[g] = mix[g] (sum over taps of x[g] * tap[g])`` where a group is the query, key or value of one head. As
+two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile of pixels of one
 group stays on the chip in between. It must read ``x`` and write ``y`` once. Not yet measured on a GPU.
 
 Source: Cai et al., arXiv 2205.14756 (multi-scale linear attention).
@@ -99,7 +99,8 @@ def depthwise_mix(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
 
     Args:
         x: ``[B, H, W, C]``, any floating type.
-        taps: ``[K * K, C]``, K odd: row ``K i + j`` is what row ``i`` and column ``j`` of a neighbourhood weigh.
+        taps: ``[K * K, C]``, K odd: row ``K i + j`` is the weight of row ``i`` and column ``j`` of a
+            neighbourhood.
         mix: ``[G, D, D]`` with ``G * D = C``: from a group's channels (last axis) to its new ones.
 
     Returns:

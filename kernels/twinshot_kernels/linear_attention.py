@@ -1,9 +1,9 @@
 """Linear attention with ReLU features: ``o_n = f(q_n) S / (f(q_n) z + 1e-15)``, ``f = relu``.
 
-``S = sum_m f(k_m)^T v_m`` is one D x D matrix a head and ``z = sum_m f(k_m)`` its normaliser, so the cost grows
-with the tokens and not with their square. Plain torch widens q, k and v to fp32, pads v with ones and writes
-each product; here the first kernel sums parts of S and z over chunks of tokens, and the second adds the parts
-up and multiplies. They must read q, k and v once and write one output. Not yet measured on a GPU.
+``S = sum_m f(k_m)^T v_m`` is one D x D matrix a head and ``z = sum_m f(k_m)`` its normaliser, so the cost
+grows with the tokens and not with their square. Plain torch widens q, k and v to fp32, pads v with ones and
+writes each product; here the first kernel sums parts of S and z over chunks of tokens, and the second adds
+the parts up and multiplies. They must read q, k and v once and write one output. Not yet measured on a GPU.
 
 Source: Xie et al., arXiv 2410.10629 (SANA); Cai et al., arXiv 2205.14756 (EfficientViT).
 """
@@ -41,9 +41,12 @@ def _state_kernel(
     total: tl.tensor,
     tokens: int,
     dim: int,
-    batch_stride: int,
-    token_stride: int,
-    head_stride: int,
+    key_batch: int,
+    key_token: int,
+    key_head: int,
+    value_batch: int,
+    value_token: int,
+    value_head: int,
     STEPS: tl.constexpr,
     STEP: tl.constexpr,
     DIM: tl.constexpr,
@@ -51,16 +54,17 @@ def _state_kernel(
 ) -> None:
     """Sum one chunk of tokens of one head."""
     chunk, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    origin = image * batch_stride + head * head_stride
+    keys = key + image * key_batch + head * key_head
+    values = value + image * value_batch + head * value_head
     channel = tl.arange(0, DIM)
     products = tl.zeros((DIM, DIM), tl.float32)
     weight = tl.zeros((DIM,), tl.float32)
     for step in range(STEPS):
         token = (chunk * STEPS + step) * STEP + tl.arange(0, STEP)
-        place = origin + token[:, None].to(tl.int64) * token_stride + channel[None, :]
-        inside = (token[:, None] < tokens) & (channel[None, :] < dim)
-        k = tl.load(key + place, mask=inside, other=0.0)
-        v = tl.load(value + place, mask=inside, other=0.0)
+        row = token[:, None].to(tl.int64)
+        inside = (row < tokens) & (channel[None, :] < dim)
+        k = tl.load(keys + row * key_token + channel[None, :], mask=inside, other=0.0)
+        v = tl.load(values + row * value_token + channel[None, :], mask=inside, other=0.0)
         k = tl.where(k > 0, k, 0.0).to(v.dtype)
         products += tl.dot(tl.trans(k), v, input_precision=PRECISION)
         weight += tl.sum(k.to(tl.float32), axis=0)
@@ -109,7 +113,7 @@ def _mix_kernel(
 
 
 def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    query, (key, value) = _dense(query), _alike(key, value)
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     batch, tokens, heads, dim = query.shape
     steps = triton.cdiv(tokens, TOKENS_PER_STEP)
     chunks = min(triton.cdiv(tokens, TOKENS_PER_CHUNK), MAX_CHUNKS)
@@ -130,6 +134,7 @@ def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         tokens,
         dim,
         *key.stride()[:3],
+        *value.stride()[:3],
         STEPS=triton.cdiv(steps, chunks),
         **constants,
     )
@@ -138,17 +143,6 @@ def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, state, total, out, tokens, dim, chunks, *query.stride()[:3], EPS=EPS, **constants
     )
     return out
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _alike(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Give both the same strides, which views of one packed projection have anyway."""
-    if key.stride() == value.stride() and key.stride(-1) == 1:
-        return key, value
-    return key.contiguous(), value.contiguous()
 
 
 _linear_attention = register("linear_attention", linear_attention_reference, _launch)

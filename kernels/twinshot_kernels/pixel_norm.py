@@ -1,4 +1,4 @@
-"""Root-mean-square norm of pixels with a bias, and the residual before it: ``y = x / rms(x) * weight + bias + r``.
+"""Root-mean-square norm of pixels and the residual beside it: ``y = x / rms(x) * weight + bias + r``.
 
 DC-AE normalises the channels of each pixel behind every block's last convolution and then adds the block's
 input. There are up to a million rows of only 128 channels, so a program takes a tile of rows. It must read
