@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twinshot_kernels import (
+    gated_residual_layer_norm,
+    gated_residual_layer_norm_fp8,
     gated_residual_norm,
     gated_residual_norm_fp8,
+    geglu,
+    geglu_fp8,
+    layer_norm,
+    layer_norm_fp8,
     quantize_rows,
     residual_norm,
     residual_norm_fp8,
@@ -45,12 +51,13 @@ Activation = Tensor | QuantizedRows
 
 
 class Projection(nn.Module):
-    """A linear layer without bias whose weight ``[out, in]`` is bf16, fp32 or, with a scale a row, fp8."""
+    """A linear layer whose weight ``[out, in]`` is bf16, fp32 or, with a scale a row, fp8."""
 
     weight_scale: Tensor | None
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False) -> None:
         super().__init__()
+        self.bias = nn.Parameter(torch.empty(out_channels), requires_grad=False) if bias else None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels), requires_grad=False)
         self.register_buffer("weight_scale", None, persistent=False)
 
@@ -79,9 +86,9 @@ class Projection(nn.Module):
         if self.weight_scale is None:
             if isinstance(x, QuantizedRows):
                 raise TypeError("quantised rows reached a projection whose weight is not fp8")
-            return functional.linear(x, self.weight)
+            return functional.linear(x, self.weight, self.bias)
         rows = x if isinstance(x, QuantizedRows) else QuantizedRows(*quantize_rows(x))
-        return scaled_linear(rows.values, rows.scale, self.weight, self.weight_scale)
+        return scaled_linear(rows.values, rows.scale, self.weight, self.weight_scale, bias=self.bias)
 
 
 def quantize_projections(module: nn.Module, chosen: Callable[[str], bool]) -> None:
@@ -119,6 +126,29 @@ def gate_add_normalize(
         stream, *rows = gated_residual_norm_fp8(x, y, gain, scale, eps)
         return stream, QuantizedRows(*rows)
     return gated_residual_norm(x, y, gain, scale, eps)
+
+
+def center(x: Tensor, scale: Tensor, shift: Tensor, eps: float, *, quantized: bool) -> Activation:
+    """Layer-normalise ``[..., N]``; see :func:`twinshot_kernels.layer_norm`."""
+    if quantized:
+        return QuantizedRows(*layer_norm_fp8(x, scale, shift, eps))
+    return layer_norm(x, scale, shift, eps)
+
+
+def add_center(
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float, *, quantized: bool
+) -> tuple[Tensor, Activation]:
+    """Add the gated ``y`` and layer-normalise; see :func:`twinshot_kernels.gated_residual_layer_norm`."""
+    if quantized:
+        stream, *rows = gated_residual_layer_norm_fp8(x, y, gain, scale, shift, eps)
+        return stream, QuantizedRows(*rows)
+    return gated_residual_layer_norm(x, y, gain, scale, shift, eps)
+
+
+def gate_gelu(gate_and_up: Tensor, *, quantized: bool) -> Activation:
+    """Apply GeGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.geglu`."""
+    halves = gate_and_up.chunk(2, dim=-1)
+    return QuantizedRows(*geglu_fp8(*halves)) if quantized else geglu(*halves)
 
 
 def gate(gate_and_up: Tensor, *, quantized: bool) -> Activation:

@@ -2,8 +2,8 @@
 
 No library kernel at hand caps its scores. The prefix is an instruction that every prompt begins with: its
 keys and values are computed once, shared by the batch, and read where they lie, so nothing is concatenated.
-Sliding windows are Gemma's too. A program holds some queries of one head and moves over the keys with a running
-maximum and sum. Prompts are short; what counts is one launch a layer. Not yet measured on a GPU.
+Sliding windows are Gemma's too. A program holds some queries of one head and moves over the keys with a
+running maximum and sum. Prompts are short; what counts is one launch a layer. Not yet measured on a GPU.
 
 Source: Gemma Team, arXiv 2408.00118.
 """

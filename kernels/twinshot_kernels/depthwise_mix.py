@@ -1,8 +1,8 @@
 """DC-AE's multi-scale tokens: a depthwise convolution, then a small matrix for each group of channels.
 
 ``y[g] = mix[g] (sum over taps of x[g] * tap[g])`` where a group is the query, key or value of one head. As
-two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile of pixels of one
-group stays on the chip in between. It must read ``x`` and write ``y`` once. Not yet measured on a GPU.
+two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile of pixels of
+one group stays on the chip in between. It must read ``x`` and write ``y`` once. Not yet measured on a GPU.
 
 Source: Cai et al., arXiv 2205.14756 (multi-scale linear attention).
 """

@@ -2,8 +2,8 @@
 
 ``y[2h + i, 2w + j, c] = u + bias + x[h, w, (4c + 2i + j) / repeats]``: each input channel is repeated, and
 what would be a pixel shuffle of the repeated channels is only an index here. ``u`` is a convolution's output
-at the new size, or, to be shuffled too, at the old one with four times the channels. It must read ``u`` once, ``x``
-once, and write ``y`` once. Not yet measured on a GPU.
+at the new size, or, to be shuffled too, at the old one with four times the channels. It must read ``u``
+once, ``x`` once, and write ``y`` once. Not yet measured on a GPU.
 
 Source: Chen et al., arXiv 2410.10733 (residual autoencoding).
 """
