@@ -75,7 +75,8 @@ class Gemma2Encoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config, kind) for kind in config.layer_types or ())
         self.norm = nn.Parameter(torch.empty(config.hidden_size), requires_grad=False)
-        self.first_state: Tensor | None = None
+        self.prefix: list[Prefix] = []
+        self.first_state = torch.empty(0)
         self._tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def widen_norms(self) -> None:
@@ -96,27 +97,32 @@ class Gemma2Encoder(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(1)
-        states = self(prefix, remember=True)
+        shape = (0, self.config.num_key_value_heads, self.config.head_dim)
+        nothing = Prefix(*(self.embed_tokens.weight.new_empty(shape) for _ in range(2)))
+        states, made = self._run(prefix, [nothing] * len(self.layers))
+        self.prefix = [Prefix(key[0].clone(), value[0].clone()) for key, value in made]
         self.first_state = states[:, :1].clone()
 
-    def forward(self, tokens: Tensor, *, remember: bool = False) -> Tensor:
-        """Embed right-padded token ids ``[B, L]`` behind the prefix as ``[B, L, hidden_size]``.
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed right-padded token ids ``[B, L]`` behind the prefix as ``[B, L, hidden_size]``."""
+        states, _ = self._run(tokens, self.prefix)
+        return states
 
-        With ``remember``, the keys and values of ``tokens`` ``[1, L]`` become the prefix.
-        """
+    def _run(self, tokens: Tensor, prefix: list[Prefix]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return hidden states, and the keys and values of ``tokens`` in each layer."""
         layers = cast("list[_Layer]", list(self.layers))
-        start = 0 if remember else len(layers[0].prefix.key)
-        table = self._rotary_table(start, tokens.shape[1], tokens.device)
+        table = self._rotary_table(len(prefix[0].key), tokens.shape[1], tokens.device)
         # transformers rounds the factor to the type of the weights.
         factor = float(torch.tensor(self.config.hidden_size**0.5, dtype=self.embed_tokens.weight.dtype))
         x = self.embed_tokens(tokens) * factor
         h = layers[0].open(x)
-        for layer, after in zip_longest(layers, layers[1:]):
-            if remember:
-                layer.forget(x)
-            scale = self.norm if after is None else after.before_attention
-            x, h = layer(x, h, table, scale, rows_ahead=after is not None and takes_rows(after.to_qkv))
-        return cast("Tensor", h)
+        made = []
+        for layer, after, before in zip_longest(layers, layers[1:], prefix):
+            own, branch = layer.attend(h, table, before)
+            made.append(own)
+            scale = self.norm if after is None else after.get_parameter("before_attention")
+            x, h = layer(x, branch, scale, rows_ahead=after is not None and takes_rows(after.to_qkv))
+        return cast("Tensor", h), made
 
     def _rotary_table(self, start: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = start, tokens, device
@@ -131,7 +137,7 @@ class Gemma2Encoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Attention and GeGLU, each between two norms; adding to the stream and normalising it are one operation."""
+    """Attention and GeGLU, each between two norms; adding to the stream and normalising it are one."""
 
     def __init__(self, config: Gemma2Config, kind: str) -> None:
         super().__init__()
@@ -147,27 +153,19 @@ class _Layer(nn.Module):
         self.down = Projection(config.intermediate_size, hidden)
         for name in _NORMS:
             self.register_parameter(name, nn.Parameter(torch.empty(hidden), requires_grad=False))
-        self.before_attention: nn.Parameter
-        self.prefix = Prefix(torch.empty(0), torch.empty(0))
-        self._remembers = False
 
     def open(self, x: Tensor) -> Activation:
         """Normalise the stream for this layer, where no layer before it did."""
-        return normalize(x, self.before_attention, self.eps, quantized=takes_rows(self.to_qkv))
-
-    def forget(self, x: Tensor) -> None:
-        """Empty the prefix; the next keys and values become it."""
-        shape = (0, self.kv_heads, self.to_out.weight.shape[1] // self.heads)
-        empty = torch.empty(shape, dtype=x.dtype, device=x.device)
-        self.prefix, self._remembers = Prefix(empty, empty), True
+        scale = self.get_parameter("before_attention")
+        return normalize(x, scale, self.eps, quantized=takes_rows(self.to_qkv))
 
     def forward(
-        self, x: Tensor, h: Activation, table: tuple[Tensor, Tensor], scale_ahead: Tensor, *, rows_ahead: bool
+        self, x: Tensor, branch: Tensor, scale_ahead: Tensor, *, rows_ahead: bool
     ) -> tuple[Tensor, Activation]:
-        """Refine the stream ``x`` and normalise it for the layer ahead."""
+        """Add what attention made to the stream, refine it and normalise it for the layer ahead."""
         x, h = gate_add_normalize(
             x,
-            self._attend(h, table),
+            branch,
             self.get_parameter("after_attention"),
             self.get_parameter("before_ffn"),
             self.eps,
@@ -177,7 +175,10 @@ class _Layer(nn.Module):
         gain = self.get_parameter("after_ffn")
         return gate_add_normalize(x, widened, gain, scale_ahead, self.eps, quantized=rows_ahead)
 
-    def _attend(self, h: Activation, table: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(
+        self, h: Activation, table: tuple[Tensor, Tensor], prefix: Prefix
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Mix tokens with the prefix and those before them; returns keys and values, and the mixture."""
         query, key, value = qk_norm_rotary(
             self.to_qkv(h),
             None,
@@ -189,12 +190,9 @@ class _Layer(nn.Module):
             interleaved=False,
         )
         mixed = capped_attention(
-            query, key, value, *self.prefix, scale=self.scale, cap=self.cap, window=self.window
+            query, key, value, *prefix, scale=self.scale, cap=self.cap, window=self.window
         )
-        if self._remembers:
-            self.prefix, self._remembers = Prefix(key[0].clone(), value[0].clone()), False
-        out: Tensor = self.to_out(mixed.flatten(-2))
-        return out
+        return (key, value), self.to_out(mixed.flatten(-2))
 
 
 _NORMS = {
