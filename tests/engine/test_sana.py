@@ -31,9 +31,13 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
+from twinshot_engine import random_weights
+from twinshot_engine.benchmark.compare import compare
+from twinshot_engine.benchmark.latency import Job
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError, InvalidRequestError
+from twinshot_engine.random_weights import PUBLISHED
 from twinshot_engine.text.instruction import INSTRUCTION, instructed
 from twinshot_engine.types import GenerateRequest
 
@@ -136,7 +140,9 @@ def twin(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(plain, tmp_path_factory.mktemp("twin") / "copy"))
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     stored = load_file(weights)
-    second = {name.replace("time_embed.", "time_embed_2."): w for name, w in stored.items() if "time_embed." in name}
+    second = {
+        name.replace("time_embed.", "time_embed_2."): w for name, w in stored.items() if "time_embed." in name
+    }
     stored |= {name: w + 0.1 * torch.randn_like(w) for name, w in second.items()}
     save_file(stored, weights, metadata={"format": "pt"})
     return folder
@@ -151,7 +157,11 @@ def far(actual: Tensor, expected: Tensor) -> float:
 
 
 def stock(folder: Path) -> SanaPipeline:
-    kind = SanaSprintPipeline if "Sprint" in json.loads((folder / "model_index.json").read_text())["_class_name"] else SanaPipeline
+    kind = (
+        SanaSprintPipeline
+        if "Sprint" in json.loads((folder / "model_index.json").read_text())["_class_name"]
+        else SanaPipeline
+    )
     pipeline = kind.from_pretrained(folder, dtype=torch.float32)
     pipeline.text_encoder.set_attn_implementation("eager")
     pipeline.set_progress_bar_config(disable=True)
@@ -166,7 +176,9 @@ class SecondTime(nn.Module):
         self.first, self.second, self.target = first, AdaLayerNormSingle(first.linear.in_features), None
         stored = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
         prefix = "time_embed_2."
-        self.second.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
+        self.second.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+        )
 
     def forward(self, timestep: Tensor, **options: object) -> tuple[Tensor, Tensor]:
         first, second = self.first(timestep, **options), self.second(torch.tensor([self.target]), **options)
@@ -247,7 +259,9 @@ def test_sprint_is_served_as_by_its_pipeline(sprint: Path, steps: int, prompt: s
 
 def test_a_batch_of_different_lengths_draws_what_each_prompt_draws_alone(sprint: Path) -> None:
     engine = load(sprint)
-    requests = [GenerateRequest(prompt, seed, SIDE, SIDE, 2) for seed, prompt in enumerate(("a vase", PROMPTS[0]))]
+    requests = [
+        GenerateRequest(prompt, seed, SIDE, SIDE, 2) for seed, prompt in enumerate(("a vase", PROMPTS[0]))
+    ]
     alone = torch.cat([engine.latents([request]) for request in requests])
     assert far(engine.latents(requests), alone) < 1e-5
 
@@ -314,3 +328,51 @@ def test_a_tokenizer_that_ends_texts_is_refused() -> None:
     tokenizer.backend_tokenizer.post_processor = ending
     with pytest.raises(CheckpointError, match="cannot be SANA's"):
         instructed(tokenizer)
+
+
+def shrink(name: str) -> dict[str, dict[str, object]]:
+    """The configs of a published size, made small."""
+    configs = {part: dict(config) for part, config in PUBLISHED[name].items()}
+    configs["text_encoder"] |= {
+        "vocab_size": 4096,
+        "hidden_size": 40,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    configs["transformer"] |= {**TRANSFORMER, "num_layers": 2}
+    configs["vae"] |= {key: value for key, value in VAE.items() if not key.startswith("encoder")}
+    return configs
+
+
+@pytest.mark.parametrize("name", ["sana-1.6b", "sana-sprint-0.6b"])
+def test_random_weights_are_drawn_as_stock_diffusers_draws(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random_weights, "PUBLISHED", {"tiny": shrink(name)})
+    checkpoint = random_weights.find_random("random:tiny")
+    config = EngineConfig("random:tiny", device="cpu", sizes=((SIDE, SIDE),), steps=(1,))
+    job = Job(SIDE, SIDE, tokens=64, samples=1, warm=0)
+    ours, stock_rows = compare(checkpoint, [config], job, lambda _image: b"", lambda _: None, compiled=False)
+    errors = {row["part"]: row for row in ours}
+    assert errors["denoise"]["denoise_error"] < 1e-4
+    assert errors["decode"]["decode_levels"] < 0.01
+    assert {row["part"] for row in stock_rows} == {"text", "denoise", "decode", "total"}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("sana")])
+def test_published_shapes_are_those_of_diffusers_and_transformers(name: str) -> None:
+    checkpoint = random_weights.find_random(f"random:{name}")
+    with torch.device("meta"):
+        modules = {
+            "transformer": SanaTransformer2DModel(**checkpoint.read_json("transformer")),
+            "vae": AutoencoderDC(**checkpoint.read_json("vae")),
+            "text_encoder": Gemma2Model(Gemma2Config(**checkpoint.read_json("text_encoder"))),
+        }
+    for part, module in modules.items():
+        theirs = {
+            key: tuple(p.shape) for key, p in module.named_parameters() if not key.startswith("encoder.")
+        }
+        assert {key: header.shape for key, header in checkpoint.part(part).headers.items()} == theirs
