@@ -85,7 +85,7 @@ def trigonometric(steps: int) -> TrigonometricSchedule:
     """
     _check_supported(steps)
     if steps == len(_SPRINT_TWO_STEPS):
-        angles = _SPRINT_TWO_STEPS
+        angles: tuple[float, ...] = _SPRINT_TWO_STEPS
     else:
         angles = tuple(_LARGEST_ANGLE * (1 - step / steps) for step in range(steps))
     return TrigonometricSchedule(angles, (0.0,) * steps, noise_ratio=1.0)

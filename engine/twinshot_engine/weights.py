@@ -54,7 +54,7 @@ def as_wide(matrix: Tensor) -> Tensor:
 
 def as_taps(taps: Tensor) -> Tensor:
     """View ``[9, channels]`` as the weight ``[channels, 1, 3, 3]`` of a depthwise convolution."""
-    return taps.t().unflatten(1, (1, 3, 3))
+    return torch.unflatten(taps.t(), 1, (1, 3, 3))
 
 
 class Header(NamedTuple):

@@ -48,6 +48,32 @@ def capped_attention_reference(
 
 
 @jit
+def _take(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    seen: tl.tensor,
+    highest: tl.tensor,
+    total: tl.tensor,
+    mixed: tl.tensor,
+    scale: float,
+    cap: float,
+    PRECISION: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Take some more keys into a running maximum, sum and mixture."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale / cap)
+    # tanh(z) = 1 - 2 / (exp(2 z) + 1)
+    scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores) + 1.0))
+    scores = tl.where(seen, scores, -1.0e30)
+    higher = tl.maximum(highest, tl.max(scores, axis=1))
+    kept = tl.exp(highest - higher)
+    weight = tl.where(seen, tl.exp(scores - higher[:, None]), 0.0)
+    total = total * kept + tl.sum(weight, axis=1)
+    mixed = mixed * kept[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+    return higher, total, mixed
+
+
+@jit
 def _capped_attention_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -70,6 +96,8 @@ def _capped_attention_kernel(
     prefix_token: int,
     prefix_head: int,
     GROUPS: tl.constexpr,
+    PREFIX_BLOCKS: tl.constexpr,
+    OWN_BLOCKS: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
@@ -84,42 +112,27 @@ def _capped_attention_kernel(
     highest = tl.full((QUERIES,), -1.0e30, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, DIM), tl.float32)
-    own = image * key_batch + (head // GROUPS) * key_head
-    shared = (head // GROUPS) * prefix_head
-    # The prefix begins at position -prefix; the last key that these queries see is their own last.
-    blocks = tl.cdiv(prefix, KEYS)
-    for block in range(blocks + tl.cdiv(first + QUERIES, KEYS)):
-        column = tl.arange(0, KEYS)
-        if block < blocks:
-            index = block * KEYS + column
-            position = index - prefix
-            present = index < prefix
-            source = shared + index[:, None] * prefix_token + lane[None, :]
-            there = present[:, None] & (lane[None, :] < dim)
-            k = tl.load(prefix_key + source, mask=there, other=0.0)
-            v = tl.load(prefix_value + source, mask=there, other=0.0)
-        else:
-            position = (block - blocks) * KEYS + column
-            present = position < tokens
-            source = own + position[:, None] * key_token + lane[None, :]
-            there = present[:, None] & (lane[None, :] < dim)
-            k = tl.load(key + source, mask=there, other=0.0)
-            v = tl.load(value + source, mask=there, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale / cap)
-        # tanh(z) = 1 - 2 / (exp(2 z) + 1)
-        scores = cap * (1.0 - 2.0 / (tl.exp(2.0 * scores) + 1.0))
-        distance = row[:, None] - position[None, :]
-        seen = present[None, :] & (distance >= 0) & (distance < window)
-        scores = tl.where(seen, scores, -1.0e30)
-        higher = tl.maximum(highest, tl.max(scores, axis=1))
-        kept_share = tl.exp(highest - higher)
-        weight = tl.where(seen, tl.exp(scores - higher[:, None]), 0.0)
-        total = total * kept_share + tl.sum(weight, axis=1)
-        mixed = mixed * kept_share[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
-        highest = higher
+    start = (head // GROUPS) * prefix_head
+    for block in range(PREFIX_BLOCKS):
+        column = block * KEYS + tl.arange(0, KEYS)
+        source = start + column[:, None] * prefix_token + lane[None, :]
+        there = (column[:, None] < prefix) & (lane[None, :] < dim)
+        k = tl.load(prefix_key + source, mask=there, other=0.0)
+        v = tl.load(prefix_value + source, mask=there, other=0.0)
+        seen = (column[None, :] < prefix) & (prefix + row[:, None] - column[None, :] < window)
+        highest, total, mixed = _take(q, k, v, seen, highest, total, mixed, scale, cap, PRECISION)
+    start = image * key_batch + (head // GROUPS) * key_head
+    for block in range(OWN_BLOCKS):
+        column = block * KEYS + tl.arange(0, KEYS)
+        source = start + column[:, None] * key_token + lane[None, :]
+        there = (column[:, None] < tokens) & (lane[None, :] < dim)
+        k = tl.load(key + source, mask=there, other=0.0)
+        v = tl.load(value + source, mask=there, other=0.0)
+        distance = row[:, None] - column[None, :]
+        seen = (distance >= 0) & (distance < window)
+        highest, total, mixed = _take(q, k, v, seen, highest, total, mixed, scale, cap, PRECISION)
     mixed = mixed / total[:, None]
-    heads = tl.num_programs(1)
-    target = ((image * tokens + row[:, None]) * heads + head) * dim + lane[None, :]
+    target = ((image * tokens + row[:, None]) * tl.num_programs(1) + head) * dim + lane[None, :]
     tl.store(out + target, mixed.to(out.dtype.element_ty), mask=kept)
 
 
@@ -155,6 +168,8 @@ def _launch(
         *key.stride()[:3],
         *prefix_key.stride()[:2],
         GROUPS=heads // key.shape[2],
+        PREFIX_BLOCKS=triton.cdiv(len(prefix_key), KEYS),
+        OWN_BLOCKS=triton.cdiv(tokens, KEYS),
         QUERIES=QUERIES,
         KEYS=KEYS,
         DIM=max(LEAST, triton.next_power_of_2(dim)),

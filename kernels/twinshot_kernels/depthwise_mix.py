@@ -28,7 +28,7 @@ def depthwise_mix_reference(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
     side = math.isqrt(len(taps))
     kernel = taps.float().t().reshape(-1, 1, side, side)
     wide = functional.conv2d(x.float().permute(0, 3, 1, 2), kernel, padding=side // 2, groups=len(kernel))
-    grouped = wide.permute(0, 2, 3, 1).unflatten(-1, (mix.shape[0], mix.shape[2]))
+    grouped = torch.unflatten(wide.permute(0, 2, 3, 1), -1, (mix.shape[0], mix.shape[2]))
     return torch.einsum("bhwgi,goi->bhwgo", grouped, mix.float()).flatten(-2).to(x.dtype).contiguous()
 
 

@@ -81,11 +81,11 @@ def _mix_kernel(
     out: tl.tensor,
     tokens: int,
     dim: int,
-    chunks: int,
     batch_stride: int,
     token_stride: int,
     head_stride: int,
     EPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
     STEP: tl.constexpr,
     DIM: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -96,8 +96,8 @@ def _mix_kernel(
     channel = tl.arange(0, DIM)
     products = tl.zeros((DIM, DIM), tl.float32)
     weight = tl.zeros((DIM,), tl.float32)
-    first = (image * heads + head) * chunks
-    for chunk in range(chunks):
+    first = (image * heads + head) * CHUNKS
+    for chunk in range(CHUNKS):
         part = first + chunk
         products += tl.load(state + part * DIM * DIM + channel[:, None] * DIM + channel[None, :])
         weight += tl.load(total + part * DIM + channel)
@@ -140,7 +140,7 @@ def _launch(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     _mix_kernel[(steps, heads, batch)](
-        query, state, total, out, tokens, dim, chunks, *query.stride()[:3], EPS=EPS, **constants
+        query, state, total, out, tokens, dim, *query.stride()[:3], EPS=EPS, CHUNKS=chunks, **constants
     )
     return out
 

@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 LAUNCHES = [
+    ("bias_silu", "_bias_silu", "_launch"),
+    ("capped_attention", "_capped_attention", "_launch"),
+    ("depthwise_glu", "_depthwise_glu", "_launch"),
+    ("depthwise_mix", "_depthwise_mix", "_launch"),
+    ("gated_residual", "_gated_residual", "_launch"),
+    ("geglu", "_geglu", "_launch"),
+    ("geglu", "_geglu_fp8", "_launch_fp8"),
+    ("linear_attention", "_linear_attention", "_launch"),
+    ("pixel_norm", "_pixel_norm", "_launch"),
+    ("pixel_norm", "_pixel_norm_taps", "_launch_taps"),
+    ("upsample_shortcut", "_upsample_shortcut", "_launch"),
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm", "_launch"),
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm_fp8", "_launch_fp8"),
+    ("layer_norm", "_layer_norm", "_launch"),
+    ("layer_norm", "_layer_norm_fp8", "_launch_fp8"),
     ("gated_residual_norm", "_gated_residual_norm", "_launch"),
     ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
     ("group_norm_silu", "_group_norm_silu", "_launch"),

@@ -84,8 +84,8 @@ def is_fp8(_name: str) -> bool:
 class SanaModel(Model):
     """See :class:`~twinshot_engine.families.model.Model`.
 
-    A caption is the keys and values of all blocks ``[1, L, blocks, 2, dim]``, and ``[1]`` int32, how many of L
-    are real.
+    A caption is the keys and values of all blocks ``[1, L, blocks, 2, dim]``, and how many of L are real,
+    ``[1]`` int32.
     """
 
     text: Gemma2Encoder
@@ -113,7 +113,8 @@ class SanaModel(Model):
         self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
         """Run one pass; ``modulation`` is a row of the transformer's table."""
-        prediction = self.transformer.predict(latents, *caption, modulation)
+        key_value, lengths = caption
+        prediction = self.transformer.predict(latents, key_value, lengths, modulation)
         return advance(latents, prediction.float(), fresh, weights)
 
     def decode(self, latents: Tensor) -> Tensor:

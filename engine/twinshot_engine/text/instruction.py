@@ -53,7 +53,7 @@ MULTIPLE = 64
 """Buckets of a prompt's own tokens are multiples of this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InstructedTokenizer:
     """Tokenises prompts as ``SanaPipeline`` does; see :class:`~twinshot_engine.text.prompt.PromptTokenizer`.
 

@@ -55,7 +55,7 @@ class _SelfAttention(nn.Module):
         """Mix the tokens of ``[B, N, dim]``."""
         query, key, value = self.to_qkv(h).chunk(3, dim=-1)
         query, key = _normed(query, self.norm_q), _normed(key, self.norm_k)
-        heads = (x.unflatten(-1, (self.heads, -1)) for x in (query, key, value))
+        heads = (torch.unflatten(x, -1, (self.heads, -1)) for x in (query, key, value))
         out: Tensor = self.to_out(linear_attention(*heads).flatten(-2))
         return out
 
@@ -72,7 +72,9 @@ class _CrossAttention(nn.Module):
     def forward(self, x: Tensor, key_value: Tensor, lengths: Tensor) -> Tensor:
         """Read from ``key_value`` ``[B, L, 2, dim]``, of which ``lengths`` ``[B]`` are real."""
         query = _normed(self.to_q(x), self.norm_q)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in (query, *key_value.unbind(2)))
+        query, key, value = (
+            torch.unflatten(part, -1, (self.heads, -1)) for part in (query, *key_value.unbind(2))
+        )
         out: Tensor = self.to_out(attention(query, key, value, key_lengths=lengths).flatten(-2))
         return out
 
@@ -87,7 +89,7 @@ class _FeedForward(nn.Module):
 
     def forward(self, h: Activation, height: int, width: int) -> Tensor:
         """Mix each token of ``[B, height * width, dim]`` with its neighbours."""
-        image = self.widen(h).unflatten(1, (height, width))
+        image = torch.unflatten(self.widen(h), 1, (height, width))
         out: Tensor = self.narrow(depthwise_glu(image, self.taps, self.bias).flatten(1, 2))
         return out
 
@@ -152,7 +154,7 @@ class LinearAttentionTransformer(nn.Module):
         """
         hidden = functional.gelu(self.caption_1(states), approximate="tanh")
         caption = rms_norm(self.caption_2(hidden), self.caption_norm, CAPTION_NORM_EPS)
-        packed = self.caption_kv(caption).unflatten(-1, (self.config.num_layers, 2, -1))
+        packed = torch.unflatten(self.caption_kv(caption), -1, (self.config.num_layers, 2, -1))
         if self.key_norms is not None:
             # One block after another, as each has a scale of its own.
             keys = packed[0, :, :, 0].transpose(0, 1)
@@ -186,8 +188,7 @@ class LinearAttentionTransformer(nn.Module):
             quantized = any(takes_rows(each.attn1.to_qkv) for each in after)
             eps = self.config.norm_eps if after else LAST_NORM_EPS
             x, h = add_center(x, branch, modulated.ffn_gate, *ahead[index], eps, quantized=quantized)
-        out: Tensor = self.proj_out(h).transpose(1, 2).unflatten(2, size)
-        return out
+        return torch.unflatten(self.proj_out(h).transpose(1, 2), 2, size)
 
     @property
     def _blocks(self) -> Sequence[_Block]:

@@ -115,7 +115,7 @@ def fold_times(stored: StoredTransformer, times: Times, guidance: float | None) 
     pairs = torch.tensor(times, dtype=torch.float64, device=device)
     if guidance is None:
         scaled = pairs * (TIME_SCALE * stored.config.timestep_scale)
-        rows = stored.modulate(*scaled.float().unbind(1), 0.0)
+        rows = stored.modulate(scaled[:, 0].float(), scaled[:, 1].float(), 0.0)
         input_scale = torch.ones(len(times), dtype=torch.float64, device=device)
     else:
         flow = torch.tensor([flow_time(angle) for angle, _ in times], dtype=torch.float64, device=device)

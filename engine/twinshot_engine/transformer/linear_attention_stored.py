@@ -136,8 +136,8 @@ class StoredTransformer(nn.Module):
         shift of the last norm follow. Scales have their 1 added.
         """
         shared, embedding = self.embed_time(t, target_t, guidance)
-        shared = shared.unflatten(1, (6, -1))
-        blocks = [shared + block.scale_shift_table for block in self.transformer_blocks]
+        shared = torch.unflatten(shared, 1, (6, -1))
+        blocks = [shared + block.get_parameter("scale_shift_table") for block in self.transformer_blocks]
         last = embedding[:, None] + self.scale_shift_table
         rows = torch.cat([*(block[:, [1, 0, 2, 4, 3, 5]] for block in blocks), last[:, [1, 0]]], dim=1)
         scales = [*(6 * block + place for block in range(len(blocks)) for place in (0, 3)), rows.shape[1] - 2]

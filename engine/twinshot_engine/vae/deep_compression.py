@@ -90,7 +90,7 @@ class DeepCompressionDecoder(nn.Module):
         self.bias_in = frozen(layers.conv_in.get_parameter("bias"), dtype)
         self.blocks = nn.ModuleList()
         for level in reversed(range(len(layers.up_blocks))):
-            for block in layers.up_blocks[level]:  # type: ignore[union-attr]
+            for block in layers.up_blocks[level].children():
                 self.blocks.append(build_block(block, config, dtype))
             layers.up_blocks[level] = nn.Sequential()  # two forms of one level at a time
         last = layers.conv_out

@@ -88,14 +88,14 @@ class _Attention(nn.Module):
         for scale in layer.to_qkv_multiscale:
             self.taps = frozen(scale.get_parameter("proj_in.weight").flatten(1).t(), dtype)
             mix = scale.get_parameter("proj_out.weight")
-            self.mix = frozen(mix.flatten(1).unflatten(0, (-1, head_dim)), dtype)
+            self.mix = frozen(torch.unflatten(mix.flatten(1), 0, (-1, head_dim)), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         packed = functional.linear(x, self.to_qkv)
         if self.taps is not None and self.mix is not None:
             packed = torch.cat((packed, depthwise_mix(packed, self.taps, self.mix)), dim=-1)
-        heads = packed.flatten(1, 2).unflatten(-1, (-1, 3, self.head_dim))
-        mixed = linear_attention(*heads.unbind(-2)).flatten(-2).unflatten(1, x.shape[1:3])
+        heads = torch.unflatten(packed.flatten(1, 2), -1, (-1, 3, self.head_dim))
+        mixed = torch.unflatten(linear_attention(*heads.unbind(-2)).flatten(-2), 1, x.shape[1:3])
         return self.norm(functional.linear(mixed, self.to_out), x)  # type: ignore[no-any-return]
 
 

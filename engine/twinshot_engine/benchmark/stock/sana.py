@@ -36,7 +36,8 @@ class StockSana(StockPipeline):
         self.fill(model, "text_encoder")
         # These are computed, not stored.
         model.rotary_emb = rotary
-        model.embed_tokens.embed_scale = torch.tensor(model.config.hidden_size**0.5, device=self.device)
+        scale = torch.tensor(model.config.hidden_size**0.5, device=self.device)
+        model.embed_tokens.embed_scale = nn.Buffer(scale, persistent=False)
         return model
 
     @cached_property
