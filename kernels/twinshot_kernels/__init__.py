@@ -9,6 +9,7 @@ from twinshot_kernels.bias_silu import bias_silu, bias_silu_reference
 from twinshot_kernels.capped_attention import capped_attention, capped_attention_reference
 from twinshot_kernels.depthwise_glu import depthwise_glu, depthwise_glu_reference
 from twinshot_kernels.depthwise_mix import depthwise_mix, depthwise_mix_reference
+from twinshot_kernels.embed_rows import embed_rows, embed_rows_reference
 from twinshot_kernels.gated_residual import gated_residual, gated_residual_reference
 from twinshot_kernels.gated_residual_layer_norm import (
     gated_residual_layer_norm,
@@ -78,6 +79,8 @@ __all__ = [
     "depthwise_glu_reference",
     "depthwise_mix",
     "depthwise_mix_reference",
+    "embed_rows",
+    "embed_rows_reference",
     "gated_residual",
     "gated_residual_layer_norm",
     "gated_residual_layer_norm_fp8",

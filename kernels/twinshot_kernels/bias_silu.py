@@ -13,8 +13,9 @@ from torch.nn import functional
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
-BLOCK = 4096
-NUM_WARPS = 8
+ELEMENTS_PER_TILE = 4096
+MAX_COLUMNS = 512
+NUM_WARPS = 4
 
 
 def bias_silu_reference(x: Tensor, bias: Tensor) -> Tensor:
@@ -24,21 +25,30 @@ def bias_silu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 @jit
 def _bias_silu_kernel(
-    x: tl.tensor, bias: tl.tensor, out: tl.tensor, count: int, channels: int, BLOCK: tl.constexpr
+    x: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    rows: int,
+    channels: int,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(bias + (place % channels).to(tl.int32), mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place, (value / (1.0 + tl.exp(-value))).to(out.dtype.element_ty), mask=inside)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (channel < channels)
+    value = tl.load(x + row * channels + channel, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    y = value / (1.0 + tl.exp(-value))
+    tl.store(out + row * channels + channel, y.to(out.dtype.element_ty), mask=inside)
 
 
 def _launch(x: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
-    out = torch.empty_like(x)
-    _bias_silu_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-        x, bias.contiguous(), out, x.numel(), bias.shape[0], BLOCK=BLOCK, num_warps=NUM_WARPS
-    )
+    out, channels = torch.empty_like(x), bias.shape[0]
+    rows, block = x.numel() // channels, min(triton.next_power_of_2(channels), MAX_COLUMNS)
+    tile = {"ROWS": ELEMENTS_PER_TILE // block, "BLOCK": block, "num_warps": NUM_WARPS}
+    grid = (triton.cdiv(rows, tile["ROWS"]), triton.cdiv(channels, block))
+    _bias_silu_kernel[grid](x, bias.contiguous(), out, rows, channels, **tile)
     return out
 
 

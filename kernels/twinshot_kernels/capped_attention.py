@@ -16,7 +16,7 @@ from torch import Tensor
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
-QUERIES = 32
+QUERIES = 16
 KEYS = 32
 LEAST = 16
 NUM_WARPS = 4

@@ -46,27 +46,15 @@ def _load(
 
 
 @jit
-def _tap(taps: tl.tensor, index: tl.constexpr, channel: tl.tensor, stride: int, kept: tl.tensor) -> tl.tensor:
-    return tl.load(taps + index * stride + channel, mask=kept, other=0.0).to(tl.float32)
-
-
-@jit
-def _along(
-    taps: tl.tensor,
-    row: tl.constexpr,
-    left: tl.tensor,
-    middle: tl.tensor,
-    right: tl.tensor,
-    channel: tl.tensor,
-    stride: int,
-    kept: tl.tensor,
-) -> tl.tensor:
-    """Multiply one row of pixels with one row of taps."""
-    return (
-        left * _tap(taps, 3 * row, channel, stride, kept)
-        + middle * _tap(taps, 3 * row + 1, channel, stride, kept)
-        + right * _tap(taps, 3 * row + 2, channel, stride, kept)
-    )
+def _weights(
+    taps: tl.tensor, row: tl.constexpr, channel: tl.tensor, stride: int, kept: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Load one row of taps."""
+    first = taps + 3 * row * stride + channel
+    left = tl.load(first, mask=kept, other=0.0).to(tl.float32)
+    middle = tl.load(first + stride, mask=kept, other=0.0).to(tl.float32)
+    right = tl.load(first + 2 * stride, mask=kept, other=0.0).to(tl.float32)
+    return left, middle, right
 
 
 @jit
@@ -86,11 +74,20 @@ def _depthwise_glu_kernel(
     strips = tl.cdiv(width, COLUMNS)
     first_row = (tl.program_id(1) // strips) * ROWS
     column = (tl.program_id(1) % strips) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    # As large as the tile, so that weights are loaded where they are used, and stay there.
+    lane = tl.broadcast_to(tl.arange(0, CHANNELS)[None, :], (COLUMNS, CHANNELS))
+    channel = tl.program_id(0) * CHANNELS + lane
     image = tl.program_id(2).to(tl.int64) * height * width
     kept = channel < channels
     up_bias = tl.load(bias + channel, mask=kept, other=0.0).to(tl.float32)
     gate_bias = tl.load(bias + channels + channel, mask=kept, other=0.0).to(tl.float32)
+    other = channel + channels
+    up0, up1, up2 = _weights(taps, 0, channel, stride, kept)
+    up3, up4, up5 = _weights(taps, 1, channel, stride, kept)
+    up6, up7, up8 = _weights(taps, 2, channel, stride, kept)
+    gate0, gate1, gate2 = _weights(taps, 0, other, stride, kept)
+    gate3, gate4, gate5 = _weights(taps, 1, other, stride, kept)
+    gate6, gate7, gate8 = _weights(taps, 2, other, stride, kept)
     zero = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     # What is known so far of the row above the one being read, and of that row itself.
     up_above, up_here, gate_above, gate_here = zero, zero, zero, zero
@@ -101,16 +98,15 @@ def _depthwise_glu_kernel(
         a = _load(line, column - 1, channel, width, stride, inside)
         b = _load(line, column, channel, width, stride, inside)
         c = _load(line, column + 1, channel, width, stride, inside)
-        up_done = up_above + _along(taps, 2, a, b, c, channel, stride, kept)
-        up_above = up_here + _along(taps, 1, a, b, c, channel, stride, kept)
-        up_here = _along(taps, 0, a, b, c, channel, stride, kept)
-        other = channel + channels
+        up_done = up_above + a * up6 + b * up7 + c * up8
+        up_above = up_here + a * up3 + b * up4 + c * up5
+        up_here = a * up0 + b * up1 + c * up2
         a = _load(line, column - 1, other, width, stride, inside)
         b = _load(line, column, other, width, stride, inside)
         c = _load(line, column + 1, other, width, stride, inside)
-        gate_done = gate_above + _along(taps, 2, a, b, c, other, stride, kept)
-        gate_above = gate_here + _along(taps, 1, a, b, c, other, stride, kept)
-        gate_here = _along(taps, 0, a, b, c, other, stride, kept)
+        gate_done = gate_above + a * gate6 + b * gate7 + c * gate8
+        gate_above = gate_here + a * gate3 + b * gate4 + c * gate5
+        gate_here = a * gate0 + b * gate1 + c * gate2
         y = (up_done + up_bias) * _silu(gate_done + gate_bias)
         ready = kept & (column < width) & (column * 0 + step >= 2) & (column * 0 + row - 1 < height)
         place = (image + (row - 1) * width + column) * channels + channel

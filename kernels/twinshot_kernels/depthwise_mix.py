@@ -54,12 +54,14 @@ def _depthwise_mix_kernel(
     channel = group * dim + lane
     origin = image * height * width
     total = tl.zeros((PIXELS, DIM), tl.float32)
+    # As large as the tile, so that weights are loaded where they are used.
+    weighing = tl.broadcast_to(channel, (PIXELS, DIM))
     for tap in tl.static_range(0, SIDE * SIDE):
         down, right = tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2
         inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
         place = (origin + pixel + down * width + right) * channels + channel
         value = tl.load(x + place, mask=inside & (lane < dim), other=0.0).to(tl.float32)
-        total += value * tl.load(taps + tap * channels + channel, mask=lane < dim, other=0.0).to(tl.float32)
+        total += value * tl.load(taps + tap * channels + weighing, mask=lane < dim, other=0.0).to(tl.float32)
     source, target = tl.arange(0, DIM)[:, None], lane
     kept = (source < dim) & (target < dim)
     matrix = tl.load(mix + (group * dim + target) * dim + source, mask=kept, other=0.0)

@@ -39,26 +39,26 @@ def _upsample_shortcut_kernel(
     out: tl.tensor,
     height: int,
     width: int,
-    channels: int,
-    source_channels: int,
-    repeats: int,
+    CHANNELS: tl.constexpr,
+    SOURCE: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < width * channels
-    column, channel = place // channels, place % channels
+    # Compiled for each count of channels: divisions by unknown numbers would take longer than memory.
+    inside = place < width * CHANNELS
+    column, channel = place // CHANNELS, place % CHANNELS
     packed = 4 * channel + 2 * (row % 2) + column % 2
     pixel = (image * (height // 2) + row // 2) * (width // 2) + column // 2
-    target = (image * height + row) * width * channels + place
+    target = (image * height + row) * width * CHANNELS + place
     if SHUFFLED:
         value = tl.load(u + target, mask=inside, other=0.0).to(tl.float32)
         value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     else:
-        value = tl.load(u + pixel * 4 * channels + packed, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(u + pixel * 4 * CHANNELS + packed, mask=inside, other=0.0).to(tl.float32)
         value += tl.load(bias + packed, mask=inside, other=0.0).to(tl.float32)
-    dealt = tl.load(x + pixel * source_channels + packed // repeats, mask=inside, other=0.0)
+    dealt = tl.load(x + pixel * SOURCE + packed // (4 * CHANNELS // SOURCE), mask=inside, other=0.0)
     tl.store(out + target, (value + dealt.to(tl.float32)).to(out.dtype.element_ty), mask=inside)
 
 
@@ -74,9 +74,8 @@ def _launch(u: Tensor, bias: Tensor, x: Tensor, shuffled: bool) -> Tensor:
         out,
         2 * low,
         2 * narrow,
-        channels,
-        source_channels,
-        4 * channels // source_channels,
+        CHANNELS=channels,
+        SOURCE=source_channels,
         SHUFFLED=shuffled,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,

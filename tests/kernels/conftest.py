@@ -14,6 +14,7 @@ LAUNCHES = [
     ("capped_attention", "_capped_attention", "_launch"),
     ("depthwise_glu", "_depthwise_glu", "_launch"),
     ("depthwise_mix", "_depthwise_mix", "_launch"),
+    ("embed_rows", "_embed_rows", "_launch"),
     ("gated_residual", "_gated_residual", "_launch"),
     ("geglu", "_geglu", "_launch"),
     ("geglu", "_geglu_fp8", "_launch_fp8"),

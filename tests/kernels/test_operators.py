@@ -59,6 +59,7 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
         "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, scale, EPS)],
         "gated_residual": [(x, y, scale), (half, half.flip(0), per_image)],
+        "embed_rows": [(y[0].contiguous(), torch.tensor([[2, 0], [1, 1]]).to(place), 3.0)],
         "geglu": [(x, y), (half, half.flip(0))],
         "geglu_fp8": [(y, x)],
         "bias_silu": [(y, scale), (half, scale)],

@@ -244,6 +244,7 @@ def test_layer_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str) -
         (lambda x: ops.depthwise_mix(x, x[0, 0], x[0]), "with an odd K"),
         (lambda x: ops.geglu(x, x[:, :1]), "up has shape"),
         (lambda x: ops.gated_residual(x, x[:, :1], x[0, 0, 0]), "branch has shape"),
+        (lambda x: ops.embed_rows(x, x[0, 0, 0].long()), "table has shape"),
         (lambda x: ops.bias_silu(x, x[0, 0, 0, 1:]), "bias has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0, 1:], x[0, 0, 0], EPS), "weight has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, residual=x[0]), "residual has shape"),
@@ -256,3 +257,16 @@ def test_layer_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str) -
 def test_what_does_not_fit_is_refused(call: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(torch.randn(2, 4, 4, 8))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1,), (2, 7)])
+def test_embed_rows(device: str, agree: Agree, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    table, ids = torch.randn(50, 123).to(device, dtype), torch.randint(50, shape).to(device)
+    agree(ops.embed_rows(table, ids, 7.3), table[ids].double() * 7.3, table[ids] * 7.3)
+
+
+@pytest.mark.gpu
+def test_embed_rows_reads_pinned_host_memory() -> None:
+    table, ids = torch.randn(50, 123).pin_memory(), torch.randint(50, (2, 7))
+    assert torch.equal(ops.embed_rows(table, ids.cuda(), 2.0).cpu(), table[ids] * 2)

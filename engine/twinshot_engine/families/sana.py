@@ -212,7 +212,7 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *,
         transformer = checkpoint.build("transformer", build)
         decoder = checkpoint.build("vae", _build_decoder)
     parts = (
-        Part("text encoder", text, _find_encoder(checkpoint), encoder_slots(text)),
+        Part("text encoder", text, _find_encoder(checkpoint), encoder_slots(text), text.release_table),
         Part("transformer", transformer, stored, folded_slots(transformer)),
         Part("decoder", decoder, _find_decoder(checkpoint), same_names(decoder)),
     )

@@ -26,7 +26,7 @@ from twinshot_engine.precision import (
     takes_rows,
 )
 from twinshot_engine.weights import Slot, pack, same_names
-from twinshot_kernels import capped_attention, qk_norm_rotary
+from twinshot_kernels import capped_attention, embed_rows, qk_norm_rotary
 
 _SUPPORTED = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
 
@@ -87,6 +87,12 @@ class Gemma2Encoder(nn.Module):
                     name.rpartition(".")[2], nn.Parameter(parameter.float(), requires_grad=False)
                 )
 
+    def release_table(self) -> None:
+        """Move the table of words from the GPU to pinned host memory: a prompt reads few of its rows."""
+        table = self.embed_tokens.weight
+        if table.is_cuda:
+            self.embed_tokens.weight = nn.Parameter(table.cpu().pin_memory(), requires_grad=False)
+
     @torch.inference_mode()
     def fold(self, prefix: Tensor) -> None:
         """Add the 1 that Gemma's norms are stored without, and remember a prefix.
@@ -98,7 +104,8 @@ class Gemma2Encoder(nn.Module):
             if parameter.dim() == 1:
                 parameter.data.add_(1)
         shape = (0, self.config.num_key_value_heads, self.config.head_dim)
-        nothing = Prefix(*(self.embed_tokens.weight.new_empty(shape) for _ in range(2)))
+        empty = torch.empty(shape, dtype=self.embed_tokens.weight.dtype, device=prefix.device)
+        nothing = Prefix(empty, empty)
         states, made = self._run(prefix, [nothing] * len(self.layers))
         self.prefix = [Prefix(key[0].clone(), value[0].clone()) for key, value in made]
         self.first_state = states[:, :1].clone()
@@ -114,7 +121,7 @@ class Gemma2Encoder(nn.Module):
         table = self._rotary_table(len(prefix[0].key), tokens.shape[1], tokens.device)
         # transformers rounds the factor to the type of the weights.
         factor = float(torch.tensor(self.config.hidden_size**0.5, dtype=self.embed_tokens.weight.dtype))
-        x = self.embed_tokens(tokens) * factor
+        x = embed_rows(self.embed_tokens.weight, tokens, factor)
         h = layers[0].open(x)
         made = []
         for layer, after, before in zip_longest(layers, layers[1:], prefix):
