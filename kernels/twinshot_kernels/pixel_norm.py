@@ -114,15 +114,15 @@ def _pixel_norm_taps_kernel(
     tl.store(out + row * count + column, products, mask=(row < rows) & (column < count))
 
 
-def _tile(channels: int) -> dict[str, int]:
-    block = max(LEAST, triton.next_power_of_2(channels))
-    return {"ROWS": max(LEAST, ELEMENTS_PER_TILE // block), "BLOCK": block, "num_warps": NUM_WARPS}
+def _tile(channels: int, least: int) -> dict[str, int]:
+    block = max(least, triton.next_power_of_2(channels))
+    return {"ROWS": max(least, ELEMENTS_PER_TILE // block), "BLOCK": block, "num_warps": NUM_WARPS}
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
     x = x.contiguous()
     out, channels = torch.empty_like(x), x.shape[-1]
-    rows, tile = x.numel() // channels, _tile(channels)
+    rows, tile = x.numel() // channels, _tile(channels, 1)
     _pixel_norm_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         x,
         weight.contiguous(),
@@ -141,7 +141,7 @@ def _launch_taps(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, eps: flo
     x = x.contiguous()
     channels, count = taps.shape
     out = torch.empty((*x.shape[:-1], count), dtype=_product_type(x), device=x.device)
-    rows, tile = x.numel() // channels, _tile(channels)
+    rows, tile = x.numel() // channels, _tile(channels, LEAST)
     _pixel_norm_taps_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         x,
         weight.contiguous(),

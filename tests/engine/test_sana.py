@@ -376,3 +376,24 @@ def test_published_shapes_are_those_of_diffusers_and_transformers(name: str) -> 
             key: tuple(p.shape) for key, p in module.named_parameters() if not key.startswith("encoder.")
         }
         assert {key: header.shape for key, header in checkpoint.part(part).headers.items()} == theirs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["twin", "sprint"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_gpu_draws_what_the_cpu_draws(kind: str, steps: int, request: pytest.FixtureRequest) -> None:
+    folder = str(request.getfixturevalue(kind))
+    requests = [GenerateRequest(prompt, SEED, SIDE, SIDE, steps) for prompt in PROMPTS]
+    expected = Engine.load(EngineConfig(folder, "cpu")).latents(requests)
+    for precision, backend, allowed in (
+        ("fp32", "fused", 1e-4),
+        ("bf16", "fused", 0.1),
+        ("bf16", "eager", 0.1),
+    ):
+        config = EngineConfig(
+            folder, "cuda", precision, backend=backend, sizes=((SIDE, SIDE),), batch_sizes=(1, 2)
+        )
+        engine = Engine.load(config)
+        engine.warm()
+        assert far(engine.latents(requests).cpu(), expected) < allowed, (precision, backend)
+        assert engine.generate(requests).images.shape == (2, SIDE, SIDE, 3)
