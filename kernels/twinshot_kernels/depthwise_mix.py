@@ -1,8 +1,9 @@
 """DC-AE's multi-scale tokens: a depthwise convolution, then a small matrix for each group of channels.
 
-``y[g] = mix[g] (sum over taps of x[g] * tap[g])`` where a group is the query, key or value of one head. As
-two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile of pixels of
-one group stays on the chip in between. It must read ``x`` and write ``y`` once. Not yet measured on a GPU.
+``y = [x, m]`` with ``m[g] = mix[g] (sum over taps of x[g] * tap[g])``, where a group is the query, key or value
+of one head. As two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile
+of pixels of one group stays on the chip in between, and ``x`` is put beside the result while it is at hand. It
+must read ``x`` and write ``y`` once. Not yet measured on a GPU.
 
 Source: Cai et al., arXiv 2205.14756 (multi-scale linear attention).
 """
@@ -29,7 +30,8 @@ def depthwise_mix_reference(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
     kernel = taps.float().t().reshape(-1, 1, side, side)
     wide = functional.conv2d(x.float().permute(0, 3, 1, 2), kernel, padding=side // 2, groups=len(kernel))
     grouped = torch.unflatten(wide.permute(0, 2, 3, 1), -1, (mix.shape[0], mix.shape[2]))
-    return torch.einsum("bhwgi,goi->bhwgo", grouped, mix.float()).flatten(-2).to(x.dtype).contiguous()
+    mixed = torch.einsum("bhwgi,goi->bhwgo", grouped, mix.float()).flatten(-2)
+    return torch.cat((x, mixed.to(x.dtype)), dim=-1)
 
 
 @jit
@@ -67,14 +69,17 @@ def _depthwise_mix_kernel(
     matrix = tl.load(mix + (group * dim + target) * dim + source, mask=kept, other=0.0)
     mixed = tl.dot(total, matrix.to(tl.float32), input_precision=PRECISION)
     inside = (pixel < height * width) & (lane < dim)
-    tl.store(out + (origin + pixel) * channels + channel, mixed.to(out.dtype.element_ty), mask=inside)
+    own = tl.load(x + (origin + pixel) * channels + channel, mask=inside, other=0.0)
+    target = out + (origin + pixel) * 2 * channels + channel
+    tl.store(target, own, mask=inside)
+    tl.store(target + channels, mixed.to(out.dtype.element_ty), mask=inside)
 
 
 def _launch(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
     x = x.contiguous()
     batch, height, width, channels = x.shape
     groups, dim, _ = mix.shape
-    out = torch.empty_like(x)
+    out = torch.empty((batch, height, width, 2 * channels), dtype=x.dtype, device=x.device)
     _depthwise_mix_kernel[(triton.cdiv(height * width, PIXELS), groups, batch)](
         x,
         taps.contiguous(),
@@ -97,7 +102,7 @@ _depthwise_mix = register("depthwise_mix", depthwise_mix_reference, _launch)
 
 
 def depthwise_mix(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
-    """Mix each channel with its neighbours, then the channels of each group.
+    """Mix each channel with its neighbours, then the channels of each group; put the result behind ``x``.
 
     Args:
         x: ``[B, H, W, C]``, any floating type.
@@ -106,7 +111,7 @@ def depthwise_mix(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
         mix: ``[G, D, D]`` with ``G * D = C``: from a group's channels (last axis) to its new ones.
 
     Returns:
-        ``[B, H, W, C]`` in the type of ``x``, contiguous; arithmetic is fp32, borders are zeros.
+        ``[B, H, W, 2C]`` in the type of ``x``, contiguous; arithmetic is fp32, borders are zeros.
 
     Raises:
         ValueError: if the shapes do not fit.

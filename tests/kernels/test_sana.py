@@ -99,7 +99,7 @@ def test_depthwise_mix(device: str, agree: Agree, dtype: torch.dtype, side: int,
 
     def mixed(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
         groups = convolve(x, taps).split(dim, dim=-1)
-        return torch.cat([group @ matrix.T for group, matrix in zip(groups, mix, strict=True)], -1)
+        return torch.cat([x, *(group @ matrix.T for group, matrix in zip(groups, mix, strict=True))], -1)
 
     exact = mixed(x.double(), taps.double(), mix.double())
     agree(ops.depthwise_mix(x, taps, mix), exact, mixed(x, taps, mix))

@@ -93,7 +93,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         packed = functional.linear(x, self.to_qkv)
         if self.taps is not None and self.mix is not None:
-            packed = torch.cat((packed, depthwise_mix(packed, self.taps, self.mix)), dim=-1)
+            packed = depthwise_mix(packed, self.taps, self.mix)
         heads = torch.unflatten(packed.flatten(1, 2), -1, (-1, 3, self.head_dim))
         mixed = torch.unflatten(linear_attention(*heads.unbind(-2)).flatten(-2), 1, x.shape[1:3])
         return self.norm(functional.linear(mixed, self.to_out), x)  # type: ignore[no-any-return]
