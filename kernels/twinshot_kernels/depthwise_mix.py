@@ -1,9 +1,9 @@
 """DC-AE's multi-scale tokens: a depthwise convolution, then a small matrix for each group of channels.
 
-``y = [x, m]`` with ``m[g] = mix[g] (sum over taps of x[g] * tap[g])``, where a group is the query, key or value
-of one head. As two grouped convolutions, each takes a pass over memory at a fraction of its speed; here a tile
-of pixels of one group stays on the chip in between, and ``x`` is put beside the result while it is at hand. It
-must read ``x`` and write ``y`` once. Not yet measured on a GPU.
+``y = [x, m]`` with ``m[g] = mix[g] (sum over taps of x[g] * tap[g])``, where a group is the query, key or
+value of one head. As two grouped convolutions, each takes a pass over memory at a fraction of its speed; here
+a tile of pixels of one group stays on the chip in between, and ``x`` is put beside the result while it is at
+hand. It must read ``x`` and write ``y`` once. Not yet measured on a GPU.
 
 Source: Cai et al., arXiv 2205.14756 (multi-scale linear attention).
 """
