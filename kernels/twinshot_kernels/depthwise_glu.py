@@ -20,7 +20,7 @@ from twinshot_kernels._triton import jit, tl, triton
 COLUMNS = 8
 CHANNELS = 64
 ROWS = 8
-NUM_WARPS = 4
+NUM_WARPS = 8
 
 
 def depthwise_glu_reference(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def _depthwise_mix_kernel(
     total = tl.zeros((PIXELS, DIM), tl.float32)
     # As large as the tile, so that weights are loaded where they are used.
     weighing = tl.broadcast_to(channel, (PIXELS, DIM))
-    for tap in tl.static_range(0, SIDE * SIDE):
+    for tap in tl.range(0, SIDE * SIDE, loop_unroll_factor=SIDE):
         down, right = tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2
         inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
         place = (origin + pixel + down * width + right) * channels + channel
