@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +64,15 @@ SPRINT_GUIDANCE = 4.5
 """The guidance scale that ``SanaSprintPipeline`` embeds unless told otherwise."""
 
 
-class _Variant:
+class _Variant(NamedTuple):
     """What differs between the pipelines."""
 
-    def __init__(self, schedule: Callable[[int], Schedule], guidance: float | None) -> None:
-        self.schedule, self.guidance = schedule, guidance
+    schedule: Callable[[int], Schedule]
+    guidance: float | None
 
 
-FLOW = _Variant(schedule_for, None)
-SPRINT = _Variant(trigonometric, SPRINT_GUIDANCE)
+_FLOW = _Variant(schedule_for, None)
+_SPRINT = _Variant(trigonometric, SPRINT_GUIDANCE)
 
 
 def is_fp8(_name: str) -> bool:
@@ -178,7 +178,7 @@ def plan_sana(
         found.card.sizes.listed,
         str(found.card.sizes),
         found.tokenizer.max_tokens,
-        variant is SPRINT or found.transformer.config.second_time_embedder,
+        variant.guidance is not None or found.transformer.config.second_time_embedder,
     )
 
 
@@ -199,17 +199,9 @@ def place(text: Gemma2Encoder, transformer: nn.Module, placement: Placement) -> 
 def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *, variant: _Variant) -> _Found:
     """Build the parts from their configs and compare them with the files' headers; nothing is allocated."""
     stored = checkpoint.part("transformer", ignored=is_time)
-    second = any(name.startswith(SECOND_EMBEDDER) for name in stored.headers)
-
-    def build(config: Mapping[str, Any]) -> LinearAttentionTransformer:
-        read = LinearAttentionConfig.from_dict({**config, "second_time_embedder": second})
-        if read.guidance_embeds != (variant.guidance is not None):
-            raise ValueError(f"guidance_embeds {read.guidance_embeds} is not that of a {checkpoint.family}")
-        return LinearAttentionTransformer(read)
-
     with torch.device("meta"):
         text = checkpoint.build("text_encoder", lambda config: Gemma2Encoder(read_config(config)))
-        transformer = checkpoint.build("transformer", build)
+        transformer = _build_transformer(checkpoint, stored, variant)
         decoder = checkpoint.build("vae", _build_decoder)
     parts = (
         Part("text encoder", text, _find_encoder(checkpoint), encoder_slots(text), text.release_table),
@@ -218,18 +210,46 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *,
     )
     for part in parts:
         part.check()
-    unfolded = open_form(transformer.config)
-    replace(stored, ignored=lambda _name: True).check(unfolded, time_slots(unfolded))
-    hidden, read = text.config.hidden_size, transformer.config.caption_channels
-    check_channels(checkpoint, "text encoder", hidden, "transformer", read)
-    made, latent = transformer.config.in_channels, decoder.config.latent_channels
-    check_channels(checkpoint, "transformer", made, "vae", latent)
+    _check_time(stored, transformer)
+    _check_widths(checkpoint, text, transformer, decoder)
     place(text, transformer, placement)
     tokenizer = _load_tokenizer(checkpoint, text)
     pixels = decoder.config.downscale
     card = advertised_card(checkpoint, config, placement, multiple=pixels, longest_side=LONGEST_SIDE)
     workspace = _workspace(transformer, decoder, card, config)
     return _Found(text, transformer, decoder, parts, stored, tokenizer, card, workspace)
+
+
+def _build_transformer(
+    checkpoint: Checkpoint, stored: StoredPart, variant: _Variant
+) -> LinearAttentionTransformer:
+    second = any(name.startswith(SECOND_EMBEDDER) for name in stored.headers)
+
+    def build(config: Mapping[str, Any]) -> LinearAttentionTransformer:
+        read = LinearAttentionConfig.from_dict({**config, "second_time_embedder": second})
+        if read.guidance_embeds != (variant.guidance is not None):
+            raise ValueError(f"guidance_embeds {read.guidance_embeds} is not that of a {checkpoint.family}")
+        return LinearAttentionTransformer(read)
+
+    return checkpoint.build("transformer", build)
+
+
+def _check_time(stored: StoredPart, transformer: LinearAttentionTransformer) -> None:
+    """Compare what only serves to make the table."""
+    unfolded = open_form(transformer.config)
+    replace(stored, ignored=lambda _name: True).check(unfolded, time_slots(unfolded))
+
+
+def _check_widths(
+    checkpoint: Checkpoint,
+    text: Gemma2Encoder,
+    transformer: LinearAttentionTransformer,
+    decoder: StoredDeepCompression,
+) -> None:
+    sizes = transformer.config
+    hidden, latent = text.config.hidden_size, decoder.config.latent_channels
+    check_channels(checkpoint, "text encoder", hidden, "transformer", sizes.caption_channels)
+    check_channels(checkpoint, "transformer", sizes.in_channels, "vae", latent)
 
 
 def _build_decoder(config: Mapping[str, Any]) -> StoredDeepCompression:
@@ -285,8 +305,8 @@ def _family(variant: _Variant) -> Family:
     )
 
 
-SANA = _family(FLOW)
+SANA = _family(_FLOW)
 """``SanaPipeline``."""
 
-SANA_SPRINT = _family(SPRINT)
+SANA_SPRINT = _family(_SPRINT)
 """``SanaSprintPipeline``."""
