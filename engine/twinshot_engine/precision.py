@@ -20,6 +20,8 @@ from twinshot_kernels import (
     gated_residual_layer_norm_fp8,
     gated_residual_norm,
     gated_residual_norm_fp8,
+    geglu,
+    geglu_fp8,
     gelu_fp8,
     layer_norm,
     layer_norm_fp8,
@@ -143,6 +145,29 @@ def gate_add_normalize(
         stream, *rows = gated_residual_norm_fp8(x, y, gain, scale, eps)
         return stream, QuantizedRows(*rows)
     return gated_residual_norm(x, y, gain, scale, eps)
+
+
+def center(x: Tensor, scale: Tensor, shift: Tensor, eps: float, *, quantized: bool) -> Activation:
+    """Layer-normalise ``[..., N]``; see :func:`twinshot_kernels.layer_norm`."""
+    if quantized:
+        return QuantizedRows(*layer_norm_fp8(x, scale, shift, eps))
+    return layer_norm(x, scale, shift, eps)
+
+
+def add_center(
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float, *, quantized: bool
+) -> tuple[Tensor, Activation]:
+    """Add the gated ``y`` and layer-normalise; see :func:`twinshot_kernels.gated_residual_layer_norm`."""
+    if quantized:
+        stream, *rows = gated_residual_layer_norm_fp8(x, y, gain, scale, shift, eps)
+        return stream, QuantizedRows(*rows)
+    return gated_residual_layer_norm(x, y, gain, scale, shift, eps)
+
+
+def gate_gelu(gate_and_up: Tensor, *, quantized: bool) -> Activation:
+    """Apply GeGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.geglu`."""
+    halves = gate_and_up.chunk(2, dim=-1)
+    return QuantizedRows(*geglu_fp8(*halves)) if quantized else geglu(*halves)
 
 
 def gate(gate_and_up: Tensor, *, quantized: bool) -> Activation:

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 LAUNCHES = [
+    ("bias_silu", "_bias_silu", "_launch"),
+    ("capped_attention", "_capped_attention", "_launch"),
+    ("depthwise_glu", "_depthwise_glu", "_launch"),
+    ("depthwise_mix", "_depthwise_mix", "_launch"),
+    ("embed_rows", "_embed_rows", "_launch"),
+    ("gated_residual", "_gated_residual", "_launch"),
     ("gated_residual_layer_norm", "_gated_residual_layer_norm", "_launch"),
     ("gated_residual_layer_norm", "_gated_residual_layer_norm_fp8", "_launch_fp8"),
     ("gated_residual_norm", "_gated_residual_norm", "_launch"),
     ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
+    ("geglu", "_geglu", "_launch"),
+    ("geglu", "_geglu_fp8", "_launch_fp8"),
     ("gelu_fp8", "_gelu_fp8", "_launch_fp8"),
     ("group_norm_silu", "_group_norm_silu", "_launch"),
     ("group_norm_silu_taps", "_group_norm_silu_taps", "_launch"),
@@ -22,6 +30,9 @@ LAUNCHES = [
     ("joint_norm_rotary", "_joint_norm_rotary", "_launch"),
     ("layer_norm", "_layer_norm", "_launch"),
     ("layer_norm", "_layer_norm_fp8", "_launch_fp8"),
+    ("linear_attention", "_linear_attention", "_launch"),
+    ("pixel_norm", "_pixel_norm", "_launch"),
+    ("pixel_norm", "_pixel_norm_taps", "_launch_taps"),
     ("qk_norm_rotary", "_qk_norm_rotary", "_launch"),
     ("quantize_pixels", "_quantize_pixels", "_launch"),
     ("quantize_rows", "_quantize_rows", "_launch"),
@@ -30,11 +41,12 @@ LAUNCHES = [
     ("residual_norm", "_residual_norm_fp8", "_launch_fp8"),
     ("rms_norm", "_rms_norm", "_launch"),
     ("rms_norm", "_rms_norm_fp8", "_launch_fp8"),
-    ("rms_norm_silu", "_rms_norm_silu", "_launch"),
-    ("rms_norm_silu", "_residual_sum", "_launch_sum"),
     ("rms_norm_silu", "_residual_rms_norm_silu", "_launch_residual"),
+    ("rms_norm_silu", "_residual_sum", "_launch_sum"),
+    ("rms_norm_silu", "_rms_norm_silu", "_launch"),
     ("swiglu", "_swiglu", "_launch"),
     ("swiglu", "_swiglu_fp8", "_launch_fp8"),
+    ("upsample_shortcut", "_upsample_shortcut", "_launch"),
     ("wide_attention", "_wide_attention", "_launch"),
 ]
 

@@ -26,6 +26,8 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
     table = torch.randn(3, 4).to(place)
     wide = torch.randn(1, 9, 1, 320).to(place, torch.bfloat16)
     packed = torch.randn(2, 3, 6 * 8).to(place)
+    heads, tokens = packed.view(2, 3, 6, 8), torch.randn(2, 4, 9, 8).to(place)
+    doubled = torch.randn(2, 8, 18, 2).to(place)
     return {
         "rms_norm": [(y, scale, EPS), (half, per_image, EPS)],
         "rms_norm_fp8": [(y, scale, EPS)],
@@ -64,6 +66,21 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "quantize_taps": [(image.permute(0, 2, 3, 1).repeat(1, 1, 1, 4), channel[:3])],
         "quantize_pixels": [(image, 3, None), (image, 3, channel)],
+        "gated_residual": [(x, y, scale), (half, half.flip(0), per_image)],
+        "embed_rows": [(y[0].contiguous(), torch.tensor([[2, 0], [1, 1]]).to(place), 3.0)],
+        "geglu": [(x, y), (half, half.flip(0))],
+        "geglu_fp8": [(y, x)],
+        "bias_silu": [(y, scale), (half, scale)],
+        "pixel_norm": [(y, scale, scale, EPS, None), (half, scale, scale, EPS, half.flip(0))],
+        "pixel_norm_taps": [(y, scale, scale, x[0].t(), EPS)],
+        "linear_attention": [(heads, heads.flip(0), heads)],
+        "depthwise_glu": [(tokens, tokens[0, 0], scale[:8])],
+        "depthwise_mix": [(tokens, tokens[0, 0], scale.view(2, 4, 8)[..., :4])],
+        "upsample_shortcut": [
+            (tokens, scale[:8], tokens[..., :4], False),
+            (doubled, scale[:2], tokens[..., :4], True),
+        ],
+        "capped_attention": [(heads, heads, heads.flip(0), heads[0, :2], heads[0, :2], 0.5, 2.0, 3)],
         "wide_attention": [(wide, wide.flip(1), wide)],
     }
 

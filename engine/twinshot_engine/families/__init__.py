@@ -7,12 +7,15 @@ from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families.model import Family, Model, Plan
 from twinshot_engine.families.qwen_image import QWEN_IMAGE
+from twinshot_engine.families.sana import SANA, SANA_SPRINT
 from twinshot_engine.families.z_image import Z_IMAGE
 
 __all__ = ["FAMILIES", "Family", "Model", "Plan", "find_family", "plan"]
 
 FAMILIES: Mapping[str, Family] = {
     "QwenImagePipeline": QWEN_IMAGE,
+    "SanaPipeline": SANA,
+    "SanaSprintPipeline": SANA_SPRINT,
     "ZImagePipeline": Z_IMAGE,
 }
 

@@ -6,6 +6,7 @@ import torch
 
 from twinshot_engine.benchmark.stock.pipeline import StockPipeline, import_diffusers
 from twinshot_engine.benchmark.stock.qwen_image import StockQwenImage
+from twinshot_engine.benchmark.stock.sana import StockSana, StockSanaSprint
 from twinshot_engine.benchmark.stock.z_image import StockZImage
 from twinshot_engine.random_weights import RandomCheckpoint
 
@@ -13,6 +14,8 @@ __all__ = ["StockPipeline", "find_stock", "import_diffusers"]
 
 _STOCK: Mapping[str, type[StockPipeline]] = {
     "QwenImagePipeline": StockQwenImage,
+    "SanaPipeline": StockSana,
+    "SanaSprintPipeline": StockSanaSprint,
     "ZImagePipeline": StockZImage,
 }
 
