@@ -5,12 +5,20 @@ kernel runs instead, unless a gradient is wanted: then the reference does, and a
 """
 
 from twinshot_kernels.attention import attention, attention_backend, attention_reference
+from twinshot_kernels.gated_residual_layer_norm import (
+    gated_residual_layer_norm,
+    gated_residual_layer_norm_fp8,
+    gated_residual_layer_norm_fp8_reference,
+    gated_residual_layer_norm_reference,
+)
 from twinshot_kernels.gated_residual_norm import (
     gated_residual_norm,
     gated_residual_norm_fp8,
     gated_residual_norm_fp8_reference,
     gated_residual_norm_reference,
 )
+from twinshot_kernels.geglu import geglu, geglu_fp8, geglu_fp8_reference, geglu_reference
+from twinshot_kernels.gelu import gelu_fp8, gelu_fp8_reference, linear_gelu, linear_gelu_reference
 from twinshot_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
 from twinshot_kernels.group_norm_silu_taps import group_norm_silu_taps, group_norm_silu_taps_reference
 from twinshot_kernels.group_statistics import (
@@ -18,6 +26,13 @@ from twinshot_kernels.group_statistics import (
     group_statistics_reference,
     residual_statistics,
     residual_statistics_reference,
+)
+from twinshot_kernels.joint_qk_norm import joint_qk_norm, joint_qk_norm_reference
+from twinshot_kernels.layer_norm import (
+    layer_norm,
+    layer_norm_fp8,
+    layer_norm_fp8_reference,
+    layer_norm_reference,
 )
 from twinshot_kernels.qk_norm_rotary import qk_norm_rotary, qk_norm_rotary_reference
 from twinshot_kernels.quantize_pixels import quantize_pixels, quantize_pixels_reference
@@ -44,16 +59,34 @@ __all__ = [
     "attention",
     "attention_backend",
     "attention_reference",
+    "gated_residual_layer_norm",
+    "gated_residual_layer_norm_fp8",
+    "gated_residual_layer_norm_fp8_reference",
+    "gated_residual_layer_norm_reference",
     "gated_residual_norm",
     "gated_residual_norm_fp8",
     "gated_residual_norm_fp8_reference",
     "gated_residual_norm_reference",
+    "geglu",
+    "geglu_fp8",
+    "geglu_fp8_reference",
+    "geglu_reference",
+    "gelu_fp8",
+    "gelu_fp8_reference",
     "group_norm_silu",
     "group_norm_silu_reference",
     "group_norm_silu_taps",
     "group_norm_silu_taps_reference",
     "group_statistics",
     "group_statistics_reference",
+    "joint_qk_norm",
+    "joint_qk_norm_reference",
+    "layer_norm",
+    "layer_norm_fp8",
+    "layer_norm_fp8_reference",
+    "layer_norm_reference",
+    "linear_gelu",
+    "linear_gelu_reference",
     "qk_norm_rotary",
     "qk_norm_rotary_reference",
     "quantize_pixels",

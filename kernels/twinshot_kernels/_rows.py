@@ -31,6 +31,13 @@ def scaled_norm(x: tl.tensor, scale: tl.tensor, width: int, eps: float) -> tl.te
 
 
 @jit
+def centred_norm(x: tl.tensor, columns: tl.tensor, width: int, eps: float) -> tl.tensor:
+    """Take the mean from a row and divide it by its standard deviation."""
+    centred = tl.where(columns < width, x - tl.sum(x, axis=0) / width, 0.0)
+    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
+
+
+@jit
 def store_row(
     h: tl.tensor, out: tl.tensor, row_scale: tl.tensor | None, row: tl.tensor, columns: tl.tensor, width: int
 ) -> None:

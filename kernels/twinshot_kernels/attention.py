@@ -1,7 +1,8 @@
-"""Scaled dot-product attention without a mask: ``softmax(q k^T / sqrt(D)) v``.
+"""Scaled dot-product attention: ``softmax(q k^T * scale + bias) v``.
 
 The one place where an attention kernel is chosen. Every row of a batch attends to all of its tokens
-(padding is a learned token, or lies behind every token a causal row reads), so no mask exists.
+(padding is a learned token, or lies behind every token a causal row reads), so no mask exists; a bias is
+for relative positions (T5), and is left to torch's SDPA.
 
 | choice | when |
 |---|---|
@@ -42,12 +43,22 @@ CUDNN_FIRST = [
 HAS_FA3 = importlib.util.find_spec("fa3_fwd_interface") is not None
 
 
-def attention_reference(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Attend by the formula, in fp32, keeping the whole score matrix; see :func:`attention`."""
     groups = query.shape[2] // key.shape[2]
     q, k, v = (x.float().transpose(1, 2) for x in (query, key, value))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    scores = q @ k.transpose(-2, -1) * query.shape[-1] ** -0.5
+    scores = q @ k.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
@@ -84,7 +95,15 @@ def attention_backend(dtype: torch.dtype, head_dim: int, device: torch.device) -
     return "fa3" if flash and wanted != "cudnn" else "cudnn"
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Let every query attend to every key of its row, or, if causal, to those up to its own position.
 
     Args:
@@ -92,6 +111,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
         key: ``[B, M, Hkv, D]``, Hkv dividing H: each key head serves H / Hkv query heads.
         value: ``[B, M, Hkv, D]``.
         causal: hide later keys; N and M must be equal.
+        bias: ``[B or 1, H, N, M]`` in the type of ``query``, added to the scores; not with ``causal``.
+        scale: of the scores before; ``1 / sqrt(D)`` if not given, and given only with a bias.
 
     Returns:
         ``[B, N, H, D]`` in the type of ``query``.
@@ -100,6 +121,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
         ValueError: if the shapes do not fit, or as :func:`attention_backend` says.
     """
     _check(query, key, causal=causal)
+    _check_bias(bias, scale, causal=causal)
+    if bias is not None:
+        return _biased(query, key, value, bias, scale)
     backend = attention_backend(query.dtype, query.shape[-1], query.device)
     forward_only = backend == "fa3" or (backend == "wide" and query.shape[2] == 1 and not causal)
     if forward_only and not needs_gradient(query, key, value):
@@ -128,6 +152,22 @@ def _check(query: Tensor, key: Tensor, *, causal: bool) -> None:
         raise ValueError(
             f"Causal attention of {query.shape[1]} queries to {key.shape[1]} keys; accepted: equal counts."
         )
+
+
+def _check_bias(bias: Tensor | None, scale: float | None, *, causal: bool) -> None:
+    if bias is not None and causal:
+        raise ValueError(
+            "Attention with a bias is causal; accepted: one of the two, and a bias may hide keys."
+        )
+    if bias is None and scale is not None:
+        raise ValueError(f"Attention without a bias has a scale of {scale}; accepted: None.")
+
+
+def _biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = query.shape[2] != key.shape[2]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
 
 
 def _flash3(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 LAUNCHES = [
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm", "_launch"),
+    ("gated_residual_layer_norm", "_gated_residual_layer_norm_fp8", "_launch_fp8"),
     ("gated_residual_norm", "_gated_residual_norm", "_launch"),
     ("gated_residual_norm", "_gated_residual_norm_fp8", "_launch_fp8"),
+    ("geglu", "_geglu", "_launch"),
+    ("geglu", "_geglu_fp8", "_launch_fp8"),
+    ("gelu", "_gelu_fp8", "_launch_fp8"),
     ("group_norm_silu", "_group_norm_silu", "_launch"),
     ("group_norm_silu_taps", "_group_norm_silu_taps", "_launch"),
     ("group_statistics", "_group_statistics", "launch_statistics"),
     ("group_statistics", "_residual_statistics", "_launch_residual"),
+    ("joint_qk_norm", "_joint_qk_norm", "_launch"),
+    ("layer_norm", "_layer_norm", "_launch"),
+    ("layer_norm", "_layer_norm_fp8", "_launch_fp8"),
     ("qk_norm_rotary", "_qk_norm_rotary", "_launch"),
     ("quantize_pixels", "_quantize_pixels", "_launch"),
     ("quantize_rows", "_quantize_rows", "_launch"),

@@ -197,12 +197,29 @@ def test_wide_attention_in_fp32_is_exact(device: str) -> None:
     torch.testing.assert_close(ops.wide_attention(query, key, value).double(), exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_a_bias_is_added_to_the_scores(place: str, scale: float | None) -> None:
+    query, key, value = torch.randn(3, 2, 17, 4, 64, device=place)
+    bias = torch.randn(1, 4, 17, 17, device=place)
+    q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))
+    scores = q @ k.mT * (1 / 8 if scale is None else scale) + bias.double()
+    exact = (scores.softmax(-1) @ v).transpose(1, 2)
+    for call in (ops.attention, ops.attention_reference):
+        result = call(query, key, value, bias=bias, scale=scale)
+        torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=1e-5)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     three, two = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 2, 8)
     with pytest.raises(ValueError, match="3 query heads cannot share 2 key heads"):
         ops.attention(three, two, two)
     with pytest.raises(ValueError, match="4 queries to 3 keys"):
         ops.attention(two, two[:, :3], two[:, :3], causal=True)
+    with pytest.raises(ValueError, match="with a bias is causal"):
+        ops.attention(two, two, two, causal=True, bias=torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"without a bias has a scale of 1\.0"):
+        ops.attention(two, two, two, scale=1.0)
     for heads, width in ((2, 512), (1, 256), (1, 330)):
         odd = torch.randn(1, 4, heads, width)
         with pytest.raises(
