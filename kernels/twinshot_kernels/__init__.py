@@ -18,7 +18,7 @@ from twinshot_kernels.gated_residual_norm import (
     gated_residual_norm_reference,
 )
 from twinshot_kernels.geglu import geglu, geglu_fp8, geglu_fp8_reference, geglu_reference
-from twinshot_kernels.gelu import gelu_fp8, gelu_fp8_reference, linear_gelu, linear_gelu_reference
+from twinshot_kernels.gelu_fp8 import gelu_fp8, gelu_fp8_reference
 from twinshot_kernels.group_norm_silu import group_norm_silu, group_norm_silu_reference
 from twinshot_kernels.group_norm_silu_taps import group_norm_silu_taps, group_norm_silu_taps_reference
 from twinshot_kernels.group_statistics import (
@@ -27,13 +27,14 @@ from twinshot_kernels.group_statistics import (
     residual_statistics,
     residual_statistics_reference,
 )
-from twinshot_kernels.joint_qk_norm import joint_qk_norm, joint_qk_norm_reference
+from twinshot_kernels.joint_norm_rotary import joint_norm_rotary, joint_norm_rotary_reference
 from twinshot_kernels.layer_norm import (
     layer_norm,
     layer_norm_fp8,
     layer_norm_fp8_reference,
     layer_norm_reference,
 )
+from twinshot_kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from twinshot_kernels.qk_norm_rotary import qk_norm_rotary, qk_norm_rotary_reference
 from twinshot_kernels.quantize_pixels import quantize_pixels, quantize_pixels_reference
 from twinshot_kernels.quantize_rows import quantize_rows, quantize_rows_reference
@@ -79,8 +80,8 @@ __all__ = [
     "group_norm_silu_taps_reference",
     "group_statistics",
     "group_statistics_reference",
-    "joint_qk_norm",
-    "joint_qk_norm_reference",
+    "joint_norm_rotary",
+    "joint_norm_rotary_reference",
     "layer_norm",
     "layer_norm_fp8",
     "layer_norm_fp8_reference",

@@ -31,10 +31,12 @@ def scaled_norm(x: tl.tensor, scale: tl.tensor, width: int, eps: float) -> tl.te
 
 
 @jit
-def centred_norm(x: tl.tensor, columns: tl.tensor, width: int, eps: float) -> tl.tensor:
-    """Take the mean from a row and divide it by its standard deviation."""
+def shifted_norm(
+    x: tl.tensor, scale: tl.tensor, shift: tl.tensor, columns: tl.tensor, width: int, eps: float
+) -> tl.tensor:
+    """Normalise a row by mean and standard deviation, scale it and shift it."""
     centred = tl.where(columns < width, x - tl.sum(x, axis=0) / width, 0.0)
-    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
+    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps) * scale + shift
 
 
 @jit

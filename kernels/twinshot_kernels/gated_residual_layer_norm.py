@@ -1,11 +1,12 @@
-"""Gated residual and the layer norm behind it, as blocks of dual-stream transformers end and begin.
+"""Gated residual and the layer norm behind it: ``x' = x + gain * y``, ``h = norm(x') * scale + shift``.
 
-``x' = x + gate * y``, ``h = (x' - mean) / sqrt(var + eps) * scale + shift``. Without ``gate`` the branch is
-added as it is (CLIP). Plain torch moves 16 tensors the size of ``x`` for this; it must move four: ``x`` and
-``y`` are read, ``x'`` and ``h`` written. The fp8 form writes ``h`` in one byte an element. The norm reads
-``x'`` after it was rounded, because that is what the next block will see.
+How blocks of dual-stream transformers end and begin; ``scale`` is ``1 + modulation`` of the next sub-layer,
+and ``norm`` takes away the mean and divides by the standard deviation. It must move four tensors the size of
+``x``: ``x`` and ``y`` are read, ``x'`` and ``h`` written; plain torch moves 14 and more. The fp8 form writes
+``h`` in one byte an element. The norm reads ``x'`` after it was rounded, because that is what the next block
+will see.
 
-Measured: see benchmarks/results (kernels).
+Measured: not yet.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._rows import (
     as_rows,
     as_vector,
-    centred_norm,
     check_same_shape,
     check_vector,
     empty_fp8,
@@ -24,39 +24,39 @@ from twinshot_kernels._rows import (
     load_row,
     row_tile,
     rows_per_image,
+    shifted_norm,
     store_row,
 )
 from twinshot_kernels._triton import jit, tl
-from twinshot_kernels.layer_norm import centre
+from twinshot_kernels.layer_norm import centre_and_scale
 from twinshot_kernels.quantize_rows import quantize_rows_reference
 
 
-def _add(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    branch = y.float() if gate is None else y.float() * gate
-    return (x.float() + branch).to(x.dtype).contiguous()
+def _add(x: Tensor, y: Tensor, gain: Tensor) -> Tensor:
+    return (x.float() + gain.float() * y.float()).to(x.dtype).contiguous()
 
 
 def gated_residual_layer_norm_reference(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Gate, add and normalise in plain torch; see :func:`gated_residual_layer_norm`."""
-    total = _add(x, y, gate)
-    return total, centre(total, scale, shift, eps).to(x.dtype)
+    total = _add(x, y, gain)
+    return total, centre_and_scale(total, scale, shift, eps).to(x.dtype)
 
 
 def gated_residual_layer_norm_fp8_reference(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gate, add, normalise and quantise in plain torch; see :func:`gated_residual_layer_norm_fp8`."""
-    total = _add(x, y, gate)
-    return total, *quantize_rows_reference(centre(total, scale, shift, eps))
+    total = _add(x, y, gain)
+    return total, *quantize_rows_reference(centre_and_scale(total, scale, shift, eps))
 
 
 @jit
 def _gated_residual_layer_norm_kernel(
     x: tl.tensor,
     y: tl.tensor,
-    gate: tl.tensor | None,
+    gain: tl.tensor,
     scale: tl.tensor,
     shift: tl.tensor,
     total: tl.tensor,
@@ -64,7 +64,7 @@ def _gated_residual_layer_norm_kernel(
     row_scale: tl.tensor | None,
     x_stride: int,
     y_stride: int,
-    gate_step: int,
+    gain_step: int,
     scale_step: int,
     shift_step: int,
     image_rows: int,
@@ -75,21 +75,20 @@ def _gated_residual_layer_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     image = row // image_rows
-    branch = load_row(y, row * y_stride, columns, width)
-    if gate is not None:
-        branch *= load_row(gate, image * gate_step, columns, width)
-    rounded = (load_row(x, row * x_stride, columns, width) + branch).to(total.dtype.element_ty)
+    branch = load_row(y, row * y_stride, columns, width) * load_row(gain, image * gain_step, columns, width)
+    stream = load_row(x, row * x_stride, columns, width) + branch
+    rounded = stream.to(total.dtype.element_ty)
     tl.store(total + row * width + columns, rounded, mask=columns < width)
-    normed = centred_norm(rounded.to(tl.float32), columns, width, eps)
     factor = load_row(scale, image * scale_step, columns, width)
-    h = normed * factor + load_row(shift, image * shift_step, columns, width)
+    offset = load_row(shift, image * shift_step, columns, width)
+    h = shifted_norm(rounded.to(tl.float32), factor, offset, columns, width, eps)
     store_row(h, out, row_scale, row, columns, width)
 
 
 def _run(
     x: Tensor,
     y: Tensor,
-    gate: Tensor | None,
+    gain: Tensor,
     scale: Tensor,
     shift: Tensor,
     eps: float,
@@ -97,13 +96,12 @@ def _run(
     row_scale: Tensor | None,
 ) -> Tensor:
     stream, branch, total = as_rows(x), as_rows(y), empty_rows(x)
-    gates, gate_step = (None, 0) if gate is None else as_vector(gate)
-    (scales, scale_step), (shifts, shift_step) = as_vector(scale), as_vector(shift)
+    (gains, gain_step), (scales, scale_step), (shifts, shift_step) = map(as_vector, (gain, scale, shift))
     count, width = stream.shape
     _gated_residual_layer_norm_kernel[(count,)](
         stream,
         branch,
-        gates,
+        gains,
         scales,
         shifts,
         total,
@@ -111,7 +109,7 @@ def _run(
         row_scale,
         stream.stride(0),
         branch.stride(0),
-        gate_step,
+        gain_step,
         scale_step,
         shift_step,
         rows_per_image(x),
@@ -123,17 +121,17 @@ def _run(
 
 
 def _launch(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     h = empty_rows(x)
-    return _run(x, y, gate, scale, shift, eps, h, None), h
+    return _run(x, y, gain, scale, shift, eps, h, None), h
 
 
 def _launch_fp8(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     h, row_scale = empty_fp8(x)
-    return _run(x, y, gate, scale, shift, eps, h, row_scale), h, row_scale
+    return _run(x, y, gain, scale, shift, eps, h, row_scale), h, row_scale
 
 
 _gated_residual_layer_norm = register(
@@ -144,54 +142,59 @@ _gated_residual_layer_norm_fp8 = register(
 )
 
 
-def _check(x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor) -> None:
+def _check(x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor) -> None:
     check_same_shape("y", y, x)
-    if gate is not None:
-        check_vector("gate", gate, x)
-    check_vector("scale", scale, x)
-    check_vector("shift", shift, x)
+    for name, vector in (("gain", gain), ("scale", scale), ("shift", shift)):
+        check_vector(name, vector, x)
 
 
 def gated_residual_layer_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Add a gated branch to the residual stream and normalise the sum for the next one.
+    """Add a gated branch to the residual stream, and normalise and modulate the sum for the next one.
 
     Args:
         x: ``[..., N]``, the stream.
         y: the same shape, the branch; both may have strided rows.
-        gate: ``[N]``, or ``[B, 1, N]`` beside ``[B, rows, N]``; any floating type; None for 1.
-        scale: likewise, never None.
+        gain: ``[N]``, or ``[B, 1, N]`` beside ``[B, rows, N]``; any floating type.
+        scale: likewise.
         shift: likewise.
         eps: added to the variance.
 
     Returns:
-        The new stream and its scaled and shifted norm, both of the shape and type of ``x``; arithmetic is
-        fp32.
+        The new stream and its modulated norm, both of the shape and type of ``x``; arithmetic is fp32.
 
     Raises:
         ValueError: if the shapes do not fit.
     """
-    _check(x, y, gate, scale, shift)
-    if needs_gradient(x, y, gate, scale, shift):
-        return gated_residual_layer_norm_reference(x, y, gate, scale, shift, eps)
-    result: tuple[Tensor, Tensor] = _gated_residual_layer_norm(x, y, gate, scale, shift, eps)
+    _check(x, y, gain, scale, shift)
+    if needs_gradient(x, y, gain, scale, shift):
+        return gated_residual_layer_norm_reference(x, y, gain, scale, shift, eps)
+    result: tuple[Tensor, Tensor] = _gated_residual_layer_norm(x, y, gain, scale, shift, eps)
     return result
 
 
 def gated_residual_layer_norm_fp8(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor, gain: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do as :func:`gated_residual_layer_norm`, with the norm quantised to fp8 by row.
 
+    Args:
+        x: ``[..., N]``, the stream.
+        y: the same shape, the branch.
+        gain: ``[N]`` or ``[B, 1, N]``.
+        scale: likewise.
+        shift: likewise.
+        eps: added to the variance.
+
     Returns:
-        The new stream in the type of ``x``, ``[..., N]`` E4M3 and ``[..., 1]`` fp32 row scales.
+        The new stream; ``[..., N]`` E4M3; ``[..., 1]`` fp32 row scales.
 
     Raises:
         ValueError: if the shapes do not fit.
     """
-    _check(x, y, gate, scale, shift)
-    if needs_gradient(x, y, gate, scale, shift):
-        return gated_residual_layer_norm_fp8_reference(x, y, gate, scale, shift, eps)
-    result: tuple[Tensor, Tensor, Tensor] = _gated_residual_layer_norm_fp8(x, y, gate, scale, shift, eps)
+    _check(x, y, gain, scale, shift)
+    if needs_gradient(x, y, gain, scale, shift):
+        return gated_residual_layer_norm_fp8_reference(x, y, gain, scale, shift, eps)
+    result: tuple[Tensor, Tensor, Tensor] = _gated_residual_layer_norm_fp8(x, y, gain, scale, shift, eps)
     return result

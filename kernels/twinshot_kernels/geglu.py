@@ -1,10 +1,7 @@
-"""GELU-gated activation: ``y = gelu(gate) * up``, with GELU by its tanh form.
+"""Gated activation of Gemma: ``y = gelu(gate) * up``, with the tanh form of GELU.
 
-T5's and Gemma's feed-forward layers have it. It must read both inputs once and write one output: 6 bytes an
-element in bf16, 5 when the output is fp8. ``gate`` and ``up`` are usually the halves of one packed
-projection; they are read where they lie.
-
-Measured: see benchmarks/results (kernels).
+As :mod:`twinshot_kernels.swiglu`, it must read both inputs once and write one output: 6 bytes an element in
+bf16, 5 when the output is fp8. Not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ from twinshot_kernels._rows import (
     store_row,
 )
 from twinshot_kernels._triton import jit, tl, triton
-from twinshot_kernels.gelu import TWICE_SLOPE, tanh_gelu
 from twinshot_kernels.quantize_rows import quantize_rows_reference
 
 MAX_COLUMNS = 2048
@@ -52,28 +48,27 @@ def _geglu_kernel(
     gate_stride: int,
     up_stride: int,
     width: int,
-    twice_slope: float,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     opening = load_row(gate, row * gate_stride, columns, width)
     passing = load_row(up, row * up_stride, columns, width)
-    store_row(tanh_gelu(opening, twice_slope) * passing, out, row_scale, row, columns, width)
+    # gelu_tanh(x) = x * sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+    twice = 1.5957691216057308 * (opening + 0.044715 * opening * opening * opening)
+    y = opening / (1.0 + tl.exp(-twice)) * passing
+    store_row(y, out, row_scale, row, columns, width)
 
 
 def _run(gate: Tensor, up: Tensor, out: Tensor, row_scale: Tensor | None, tile: dict[str, int]) -> None:
     opening, passing = as_rows(gate), as_rows(up)
     count, width = opening.shape
     grid = (count, triton.cdiv(width, tile["BLOCK"]))
-    _geglu_kernel[grid](
-        opening, passing, out, row_scale, opening.stride(0), passing.stride(0), width, TWICE_SLOPE, **tile
-    )
+    _geglu_kernel[grid](opening, passing, out, row_scale, opening.stride(0), passing.stride(0), width, **tile)
 
 
 def _launch(gate: Tensor, up: Tensor) -> Tensor:
     out = empty_rows(gate)
-    # Nothing is reduced, so a row may be cut; a power of two near its length would idle many lanes.
     _run(gate, up, out, None, row_tile(min(gate.shape[-1], MAX_COLUMNS)))
     return out
 
@@ -89,7 +84,7 @@ _geglu_fp8 = register("geglu_fp8", geglu_fp8_reference, _launch_fp8)
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Multiply ``up`` by the GELU of ``gate``.
+    """Multiply ``up`` by the GELU (tanh form) of ``gate``.
 
     Args:
         gate: ``[..., N]``; rows may be strided.

@@ -1,11 +1,10 @@
-"""Layer norm, scaled and shifted: ``y = (x - mean) / sqrt(var + eps) * scale + shift``.
+"""Layer norm and modulation: ``y = (x - mean) / sqrt(variance + eps) * scale + shift``.
 
-Dual-stream transformers normalise without weights of their own: ``scale`` is ``1 + s`` and ``shift`` what
-adaLN makes of time and prompt, one vector an image. CLIP's norms are the same with learned vectors. It must
-read ``x`` once and write ``y`` once: 2 bytes an element each in bf16; the fp8 form writes 1. Plain torch
-moves 11 tensors the size of ``x``.
+The norm of dual-stream transformers has no weights of its own; time (and the prompt, in SD3.5) scale and
+shift it. ``scale`` is ``1 + modulation``, folded by whoever knows the time. It must read ``x`` once and write
+``y`` once: 2 bytes an element each in bf16; the fp8 form writes 1.
 
-Measured: see benchmarks/results (kernels).
+Measured: not yet.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._rows import (
     as_rows,
     as_vector,
-    centred_norm,
     check_vector,
     empty_fp8,
     empty_rows,
     load_row,
     row_tile,
     rows_per_image,
+    shifted_norm,
     store_row,
 )
 from twinshot_kernels._triton import jit, tl
 from twinshot_kernels.quantize_rows import quantize_rows_reference
 
 
-def centre(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def centre_and_scale(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """Normalise in fp32 and stay there: what every reference with a layer norm in it builds on."""
-    centred = x.float() - x.float().mean(-1, keepdim=True)
-    inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return centred * inverse * scale + shift
+    wide = x.float()
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+    return (wide - mean) * torch.rsqrt(variance + eps) * scale + shift
 
 
 def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """Normalise the last axis of ``x`` in plain torch; see :func:`layer_norm`."""
-    return centre(x, scale, shift, eps).to(x.dtype).contiguous()
+    return centre_and_scale(x, scale, shift, eps).to(x.dtype).contiguous()
 
 
 def layer_norm_fp8_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Normalise and quantise in plain torch, without rounding in between; see :func:`layer_norm_fp8`."""
-    return quantize_rows_reference(centre(x, scale, shift, eps))
+    return quantize_rows_reference(centre_and_scale(x, scale, shift, eps))
 
 
 @jit
@@ -65,9 +64,10 @@ def _layer_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     image = row // image_rows
-    normed = centred_norm(load_row(x, row * stride, columns, width), columns, width, eps)
+    wide = load_row(x, row * stride, columns, width)
     factor = load_row(scale, image * scale_step, columns, width)
-    h = normed * factor + load_row(shift, image * shift_step, columns, width)
+    offset = load_row(shift, image * shift_step, columns, width)
+    h = shifted_norm(wide, factor, offset, columns, width, eps)
     store_row(h, out, row_scale, row, columns, width)
 
 
@@ -107,7 +107,7 @@ _layer_norm_fp8 = register("layer_norm_fp8", layer_norm_fp8_reference, _launch_f
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """Normalise the last axis of ``x`` by its mean and variance, scale and shift it.
+    """Normalise the last axis of ``x`` by its mean and standard deviation, scale it and shift it.
 
     Args:
         x: ``[..., N]``, any floating type; rows may be strided.
@@ -121,7 +121,7 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit.
 
-    Source: Ba et al., arXiv 1607.06450; Peebles and Xie, arXiv 2212.09748 (adaLN).
+    Source: Ba, Kiros and Hinton, arXiv 1607.06450.
     """
     check_vector("scale", scale, x)
     check_vector("shift", shift, x)
@@ -133,6 +133,12 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 
 def layer_norm_fp8(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Normalise as :func:`layer_norm` does and quantise each row to fp8.
+
+    Args:
+        x: ``[..., N]``.
+        scale: ``[N]`` or ``[B, 1, N]``.
+        shift: likewise.
+        eps: added to the variance.
 
     Returns:
         ``[..., N]`` E4M3 and ``[..., 1]`` fp32 row scales.

@@ -1,4 +1,4 @@
-"""Product of two rowwise-quantised fp8 matrices: ``y = (x8 w8^T) * x_scale * weight_scale + bias``.
+"""Product of two rowwise-quantised fp8 matrices: ``y = (x8 w8^T) * x_scale * weight_scale``.
 
 E4M3 products run at twice the rate of bf16 ones and read half the weights. Scales per row of ``x`` and per
 output channel are constant along the sum, so they apply after it. torch's own kernel (cuBLAS or CUTLASS)
@@ -23,8 +23,8 @@ def scaled_linear_reference(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Multiply in fp32 after widening; see :func:`scaled_linear`."""
-    product = (x8.float() @ weight8.float().t()) * x_scale * weight_scale
-    return (product if bias is None else product + bias).to(out_dtype)
+    product = x8.float() @ weight8.float().t() * x_scale * weight_scale
+    return (product if bias is None else product + bias.float()).to(out_dtype)
 
 
 def scaled_linear(
@@ -43,7 +43,7 @@ def scaled_linear(
         weight8: ``[O, K]`` E4M3.
         weight_scale: ``[O]`` fp32.
         out_dtype: type of the result; on CUDA bf16 only.
-        bias: ``[O]`` bf16, or None.
+        bias: ``[O]`` in the type of the result.
 
     Returns:
         ``[..., O]``.

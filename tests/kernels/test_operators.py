@@ -34,13 +34,11 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "gated_residual_norm": [(x, y, scale, per_image, EPS)],
         "gated_residual_norm_fp8": [(half, half.flip(0), scale, scale, EPS)],
         "layer_norm": [(y, scale, scale, EPS), (half, per_image, scale, EPS)],
-        "layer_norm_fp8": [(y, scale, scale, EPS)],
-        "gated_residual_layer_norm": [
-            (x, y, per_image, scale, per_image, EPS),
-            (half, half.flip(0), None, scale, scale, EPS),
-        ],
-        "gated_residual_layer_norm_fp8": [(x, y, scale, scale, scale, EPS)],
+        "layer_norm_fp8": [(y, scale, per_image, EPS)],
+        "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
+        "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, per_image, EPS)],
         "gelu_fp8": [(y,), (half,)],
+        "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
         "geglu": [(x, y), (half, half.flip(0))],
         "geglu_fp8": [(y, x)],
         "swiglu": [(x, y), (half, half.flip(0))],
@@ -49,10 +47,6 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "qk_norm_rotary": [
             (packed, scale[:8], scale[8:16], table, table, EPS, 4, 1, True),
             (packed, None, None, table, table, EPS, 2, 2, False),
-        ],
-        "joint_qk_norm": [
-            (packed, packed[:, :1].contiguous(), *(scale[i * 8 : i * 8 + 8] for i in range(4)), EPS, 2),
-            (packed, None, None, None, None, None, EPS, 4),
         ],
         "group_statistics": [(image, 4, EPS, None), (image.bfloat16(), 4, EPS, channel)],
         "residual_statistics": [(image, image.flip(0), 4, EPS, channel)],
@@ -108,13 +102,23 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "rms_norm": lambda x, y, v: ops.rms_norm(x, v, EPS),
     "residual_norm": lambda x, y, v: ops.residual_norm(x, y, v, EPS)[1],
     "gated_residual_norm": lambda x, y, v: ops.gated_residual_norm(x, y, v, v, EPS)[1],
-    "layer_norm": lambda x, y, v: ops.layer_norm(x, v, y[0, 0], EPS),
+    "layer_norm": lambda x, y, v: ops.layer_norm(x, v, y[:, :1], EPS),
     "gated_residual_layer_norm": lambda x, y, v: ops.gated_residual_layer_norm(x, y, v, v, v, EPS)[1],
+    "joint_norm_rotary": lambda x, y, v: torch.cat(
+        ops.joint_norm_rotary(
+            torch.cat((x, y, x), -1),
+            v.view(2, 2, 8),
+            y[0, :, :4],
+            y[0, :, 4:8],
+            EPS,
+            split=1,
+            heads=4,
+        ),
+        dim=2,
+    ),
+    "linear_gelu": lambda x, y, v: ops.linear_gelu(x, y[0, :, :], v[:3]),
     "geglu": lambda x, y, v: ops.geglu(x, y),
     "swiglu": lambda x, y, v: ops.swiglu(x, y),
-    "joint_qk_norm": lambda x, y, v: torch.cat(
-        ops.joint_qk_norm(x[..., :24], y[..., :24], *(v[i * 8 : i * 8 + 8] for i in range(4)), EPS, heads=1)
-    ),
     "qk_norm_rotary": lambda x, y, v: torch.cat(
         ops.qk_norm_rotary(
             x * 1, v[:8], v[8:16], y[0, :, :4], y[0, :, 4:8], EPS, heads=2, kv_heads=1, interleaved=True
