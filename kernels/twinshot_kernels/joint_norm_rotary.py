@@ -34,7 +34,8 @@ def joint_norm_rotary_reference(
     turned = [
         qk_norm_rotary_reference(
             qkv[:, rows],
-            *pair.unbind(),
+            pair[0],
+            pair[1],
             cos[rows],
             sin[rows],
             eps,

@@ -34,6 +34,7 @@ def scaled_linear(
     weight_scale: Tensor,
     out_dtype: torch.dtype = torch.bfloat16,
     bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply a linear layer whose operands are fp8.
 
@@ -44,6 +45,7 @@ def scaled_linear(
         weight_scale: ``[O]`` fp32.
         out_dtype: type of the result; on CUDA bf16 only.
         bias: ``[O]`` in the type of the result.
+        out: where to put the result: of its shape and type, contiguous.
 
     Returns:
         ``[..., O]``.
@@ -52,7 +54,8 @@ def scaled_linear(
         ValueError: on CUDA, if K or O is no multiple of 16 or ``out_dtype`` is not bf16.
     """
     if not x8.is_cuda:
-        return scaled_linear_reference(x8, x_scale, weight8, weight_scale, out_dtype, bias)
+        result = scaled_linear_reference(x8, x_scale, weight8, weight_scale, out_dtype, bias)
+        return result if out is None else out.copy_(result)
     outputs, width = weight8.shape
     if width % 16 or outputs % 16 or out_dtype != torch.bfloat16:
         raise ValueError(
@@ -67,5 +70,6 @@ def scaled_linear(
         bias=bias,
         out_dtype=out_dtype,
         use_fast_accum=True,
+        out=None if out is None else out.view(-1, outputs),
     )
     return product.view(*x8.shape[:-1], outputs)

@@ -23,6 +23,10 @@ def test_scaled_linear_is_the_product_of_what_was_quantised(place: str, outer: t
     exact = (x8.double() * x_scale.double()) @ (weight8.double() * weight_scale.double()).t()
     # Rounding to bf16, and the fast accumulation of fp8 matrix units, cost half a percent.
     assert (result.double() - exact).abs().max() <= 5e-3 * exact.abs().max()
+    room = torch.empty_like(result)
+    again = ops.scaled_linear(x8, x_scale, weight8, weight_scale.squeeze(-1), out=room)
+    assert torch.equal(room, result)
+    assert again.data_ptr() == room.data_ptr()
     unquantised = x.double() @ weight.double().t()
     assert (result.double() - unquantised).norm() <= 0.05 * unquantised.norm()
 
