@@ -25,9 +25,7 @@ SIZE = (288, 256)
 @pytest.fixture(scope="module", params=["twinflow", "plain", "without T5"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd3")
-    write_checkpoint(
-        folder, second=request.param == "twinflow", with_t5=request.param != "without T5"
-    )
+    write_checkpoint(folder, second=request.param == "twinflow", with_t5=request.param != "without T5")
     return folder
 
 
@@ -107,9 +105,7 @@ class Reference:
 
 
 def served_latents(engine: Engine, prompt: str, steps: int) -> Tensor:
-    return engine.latents(
-        [GenerateRequest(prompt, seed=11, width=SIZE[0], height=SIZE[1], steps=steps)]
-    )
+    return engine.latents([GenerateRequest(prompt, seed=11, width=SIZE[0], height=SIZE[1], steps=steps)])
 
 
 FEW = {1: [1.0], 2: [1.0, 0.6], 4: [1.0, 1 - 0.5 / 3, 1 - 1 / 3, 0.5]}

@@ -8,6 +8,7 @@ Source: Radford et al., arXiv 2103.00020; the layout is transformers' ``CLIPText
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -34,15 +35,32 @@ _WRONG_END_TOKEN = 2
 """What configs say that were written before transformers knew; there the end token has the largest id."""
 
 
-def read_config(config: Mapping[str, Any]) -> CLIPTextConfig:
-    """Read a ``config.json``.
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes and constants of a :class:`ClipEncoder`; names are those of transformers' ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    projection_dim: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    hidden_act: str
+    layer_norm_eps: float
+    eos_token_id: int
+
+
+def read_config(config: Mapping[str, Any]) -> ClipConfig:
+    """Read a ``config.json``; absent keys take transformers' defaults.
 
     Raises:
         ValueError: the model is not a CLIP text model of at least two layers with a known activation.
     """
     if config.get("model_type") != "clip_text_model":
         raise ValueError(f"model_type {config.get('model_type')!r} is not supported: 'clip_text_model' is")
-    read = CLIPTextConfig(**config)
+    whole = CLIPTextConfig(**config)
+    read = ClipConfig(**{field.name: getattr(whole, field.name) for field in fields(ClipConfig)})
     if read.hidden_act not in _ACTIVATIONS:
         raise ValueError(
             f"hidden_act {read.hidden_act!r} is not supported: {', '.join(map(repr, _ACTIVATIONS))} are"
@@ -55,7 +73,7 @@ def read_config(config: Mapping[str, Any]) -> CLIPTextConfig:
 class ClipEncoder(nn.Module):
     """A CLIP text encoder in the form that serves: packed projections."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
         width = config.hidden_size
@@ -89,7 +107,7 @@ class ClipEncoder(nn.Module):
     def _end_of_prompt(self, tokens: Tensor) -> Tensor:
         """Find the first end token of each row."""
         end = self.config.eos_token_id
-        return (tokens if end == _WRONG_END_TOKEN else (tokens == end).int()).argmax(-1)
+        return (tokens if end == _WRONG_END_TOKEN else tokens.eq(end).int()).argmax(-1)
 
 
 class _Norm(nn.Module):
@@ -109,7 +127,7 @@ class _Norm(nn.Module):
 class _Layer(nn.Module):
     """Pre-normed causal attention and an MLP; adding to the stream and normalising it are one operation."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads

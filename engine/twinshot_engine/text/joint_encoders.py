@@ -20,14 +20,16 @@ class JointEncoders(nn.Module):
     former run beside the latter, on a stream of their own.
 
     Args:
-        clips: in the pipeline's order.
+        first: the CLIP of ``text_encoder``.
+        second: the CLIP of ``text_encoder_2``.
         t5: None for a checkpoint without one, whose tokens are zeros.
         width: channels of a token for the transformer.
     """
 
-    def __init__(self, clips: tuple[ClipEncoder, ClipEncoder], t5: T5Encoder | None, width: int) -> None:
+    def __init__(self, first: ClipEncoder, second: ClipEncoder, t5: T5Encoder | None, width: int) -> None:
         super().__init__()
-        self.clips = nn.ModuleList(clips)
+        self.first = first
+        self.second = second
         self.t5 = t5
         self.width = width
         self._side: dict[torch.device, torch.cuda.Stream] = {}
@@ -43,9 +45,7 @@ class JointEncoders(nn.Module):
             The tokens of the CLIPs, side by side, and behind them those of the T5:
             ``[B, clip_tokens + 256, width]``; and both pooled embeddings, ``[B, pooled]``.
         """
-        *for_clips, for_t5 = tokens.split(
-            [clip_tokens, clip_tokens, tokens.shape[1] - 2 * clip_tokens], dim=1
-        )
+        *for_clips, for_t5 = tokens.tensor_split([clip_tokens, 2 * clip_tokens], dim=1)
         if tokens.is_cuda:
             hidden, pooled, long = self._beside(for_clips, for_t5)
         else:
@@ -69,7 +69,7 @@ class JointEncoders(nn.Module):
         return hidden, pooled, long
 
     def _read_clips(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        read = [clip(own) for clip, own in zip(self.clips, ids, strict=True)]
+        read = [clip(own) for clip, own in zip((self.first, self.second), ids, strict=True)]
         hidden, pooled = (torch.cat(parts, dim=-1) for parts in zip(*read, strict=True))
         return hidden, pooled
 

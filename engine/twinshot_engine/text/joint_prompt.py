@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.text.prompt import Tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JointTokenizer:
     """Tokenises prompts as ``StableDiffusion3Pipeline`` does, for one encoder after another.
 
@@ -23,17 +23,17 @@ class JointTokenizer:
         t5: tokenizer of the T5, None without one.
         clip_tokens: ids for each CLIP.
         t5_tokens: ids for the T5.
+        max_tokens: most tokens of a prompt, with what its tokenizer adds: of the encoder that reads furthest.
     """
 
     clips: tuple[Any, ...]
     t5: Any
     clip_tokens: int
     t5_tokens: int
+    max_tokens: int = field(init=False)
 
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a prompt, with what its tokenizer adds: of the encoder that reads furthest."""
-        return self.clip_tokens if self.t5 is None else self.t5_tokens
+    def __post_init__(self) -> None:
+        self.max_tokens = self.clip_tokens if self.t5 is None else self.t5_tokens
 
     @property
     def lengths(self) -> list[int]:

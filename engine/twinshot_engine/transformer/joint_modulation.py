@@ -1,9 +1,9 @@
 """What time and prompt do to a joint transformer: one vector a scale, shift and gate.
 
 Stable Diffusion 3 embeds time and the pooled prompt in one vector, ``E(t, p) = T(t) + P(p)``, from which
-adaLN makes every block's vectors by one linear layer each. TwinFlow adds ``(t - target) E2(target, p)``. So unlike
-Z-Image's they differ from prompt to prompt; but they depend on nothing else, and times are a closed set:
-they are all made with the text, once a prompt, and kept with its caption. What is left of time is a row
+adaLN makes every block's vectors by one linear layer each. TwinFlow adds ``(t - target) E2(target, p)``. So
+unlike Z-Image's they differ from prompt to prompt; but they depend on nothing else, and times are a closed
+set: they are all made with the text, once a prompt, and kept with its caption. What is left of time is a row
 ``T(t) + (t - target) T2(target)`` and a number ``t - target`` a pass.
 Sources: Esser et al., arXiv 2403.03206; inclusionAI/TwinFlow, ``networks/stable_diffusion_3``.
 """
@@ -102,7 +102,7 @@ class PromptModulation(nn.Module):
         embedding = self.times + self.text_embedder(pooled).float().unsqueeze(1)
         if self.text_embedder_2 is not None:
             embedding = embedding + self.gaps * self.text_embedder_2(pooled).float().unsqueeze(1)
-        raw = self.linear(functional.silu(embedding).to(pooled.dtype))
+        raw: Tensor = self.linear(functional.silu(embedding).to(pooled.dtype))
         return (raw + self.offset).to(pooled.dtype)
 
     def name(self, packed: Tensor) -> Iterator[StreamModulation]:

@@ -100,5 +100,6 @@ class JointTransformer(nn.Module):
 
     def _to_latents(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         patch, channels = self.config.patch_size, self.config.in_channels
-        split = self.proj_out(tokens).reshape(-1, rows, columns, patch, patch, channels)
+        patches: Tensor = self.proj_out(tokens)
+        split = patches.reshape(-1, rows, columns, patch, patch, channels)
         return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
