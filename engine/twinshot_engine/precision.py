@@ -100,8 +100,8 @@ class Projection(nn.Module):
                 torch.addmm(self.bias, image, self.weight.t(), out=place)  # type: ignore[arg-type]
             return
         rows = x if isinstance(x, QuantizedRows) else QuantizedRows(*quantize_rows(x))
-        for place, *image in zip(out, *rows, strict=True):
-            scaled_linear(*image, self.weight, self.weight_scale, bias=self.bias, out=place)
+        for place, values, scale in zip(out, rows.values, rows.scale, strict=True):
+            scaled_linear(values, scale, self.weight, self.weight_scale, bias=self.bias, out=place)
 
 
 def _plain(x: Activation) -> Tensor:

@@ -120,7 +120,7 @@ def draw(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
     noise = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
     if name.endswith("bias"):
         return noise * 0.02
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith("gamma"):
         return 1 + noise * 0.1
     if any(part in name for part in _UNIT):
         return noise

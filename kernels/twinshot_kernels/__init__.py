@@ -5,6 +5,7 @@ kernel runs instead, unless a gradient is wanted: then the reference does, and a
 """
 
 from twinshot_kernels.attention import attention, attention_backend, attention_reference
+from twinshot_kernels.biased_attention import biased_attention, biased_attention_reference
 from twinshot_kernels.gated_residual_layer_norm import (
     gated_residual_layer_norm,
     gated_residual_layer_norm_fp8,
@@ -51,6 +52,14 @@ from twinshot_kernels.rms_norm import (
     rms_norm_fp8_reference,
     rms_norm_reference,
 )
+from twinshot_kernels.rms_norm_silu import (
+    residual_rms_norm_silu,
+    residual_rms_norm_silu_reference,
+    residual_sum,
+    residual_sum_reference,
+    rms_norm_silu,
+    rms_norm_silu_reference,
+)
 from twinshot_kernels.rotary import rotary, rotary_reference
 from twinshot_kernels.scaled_linear import scaled_linear, scaled_linear_reference
 from twinshot_kernels.swiglu import swiglu, swiglu_fp8, swiglu_fp8_reference, swiglu_reference
@@ -60,6 +69,8 @@ __all__ = [
     "attention",
     "attention_backend",
     "attention_reference",
+    "biased_attention",
+    "biased_attention_reference",
     "gated_residual_layer_norm",
     "gated_residual_layer_norm_fp8",
     "gated_residual_layer_norm_fp8_reference",
@@ -100,12 +111,18 @@ __all__ = [
     "residual_norm_fp8",
     "residual_norm_fp8_reference",
     "residual_norm_reference",
+    "residual_rms_norm_silu",
+    "residual_rms_norm_silu_reference",
     "residual_statistics",
     "residual_statistics_reference",
+    "residual_sum",
+    "residual_sum_reference",
     "rms_norm",
     "rms_norm_fp8",
     "rms_norm_fp8_reference",
     "rms_norm_reference",
+    "rms_norm_silu",
+    "rms_norm_silu_reference",
     "rotary",
     "rotary_reference",
     "scaled_linear",

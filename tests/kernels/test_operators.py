@@ -37,10 +37,16 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "layer_norm_fp8": [(y, scale, per_image, EPS)],
         "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
         "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, per_image, EPS)],
-        "gelu_fp8": [(y,), (half,)],
-        "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
         "geglu": [(x, y), (half, half.flip(0))],
         "geglu_fp8": [(y, x)],
+        "gelu_fp8": [(y,), (half,)],
+        "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
+        "rms_norm_silu": [
+            (image, channel, EPS, None, True),
+            (image.bfloat16(), channel, EPS, channel, False),
+        ],
+        "residual_sum": [(image, image.flip(0), None), (image.bfloat16(), image.bfloat16(), channel)],
+        "residual_rms_norm_silu": [(image, image.flip(0), channel, EPS, channel, True)],
         "swiglu": [(x, y), (half, half.flip(0))],
         "swiglu_fp8": [(y, x)],
         "quantize_rows": [(y,), (half,)],
@@ -117,6 +123,11 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
         dim=2,
     ),
     "linear_gelu": lambda x, y, v: ops.linear_gelu(x, y[0, :, :], v[:3]),
+    "rms_norm_silu": lambda x, y, v: ops.rms_norm_silu(x[..., None], v[:3], EPS, channel_bias=v[3:6]),
+    "residual_sum": lambda x, y, v: ops.residual_sum(x[..., None], y[..., None], channel_bias=v[:3]),
+    "residual_rms_norm_silu": lambda x, y, v: ops.residual_rms_norm_silu(
+        x[..., None], y[..., None], v[:3], EPS
+    )[1],
     "geglu": lambda x, y, v: ops.geglu(x, y),
     "swiglu": lambda x, y, v: ops.swiglu(x, y),
     "qk_norm_rotary": lambda x, y, v: torch.cat(

@@ -6,12 +6,14 @@ from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families.model import Family, Model, Plan
+from twinshot_engine.families.qwen_image import QWEN_IMAGE
 from twinshot_engine.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from twinshot_engine.families.z_image import Z_IMAGE
 
 __all__ = ["FAMILIES", "Family", "Model", "Plan", "find_family", "plan"]
 
 FAMILIES: Mapping[str, Family] = {
+    "QwenImagePipeline": QWEN_IMAGE,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "ZImagePipeline": Z_IMAGE,
 }

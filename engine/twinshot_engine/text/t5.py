@@ -19,7 +19,7 @@ from transformers import T5Config
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.precision import Activation, Projection, add_normalize, gate_gelu, normalize, takes_rows
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
-from twinshot_kernels import attention
+from twinshot_kernels import biased_attention
 
 
 def read_config(config: Mapping[str, Any]) -> T5Config:
@@ -111,7 +111,7 @@ class _Layer(nn.Module):
     ) -> tuple[Tensor, Activation]:
         """Refine the stream ``x``, and normalise it by ``scale_ahead`` for whoever comes next."""
         query, key, value = self.to_qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        mixed = self.to_out(attention(query, key, value, bias=bias, scale=1.0).flatten(-2))
+        mixed = self.to_out(biased_attention(query, key, value, bias, 1.0).flatten(-2))
         x, h = add_normalize(x, mixed, self.norm2, self.eps, quantized=takes_rows(self.gate_up))
         widened = self.down(gate_gelu(self.gate_up(h), quantized=takes_rows(self.down)))
         return add_normalize(x, widened, scale_ahead, self.eps, quantized=rows_ahead)
