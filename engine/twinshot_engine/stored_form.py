@@ -1,7 +1,7 @@
 """The form in which checkpoints store a part, told from what reads it.
 
-A part that serves has packed parameters and lacks what is folded at load. Which tensors a checkpoint stores in
-their place, and in which shapes, the slots say; so no second model definition has to be kept beside it.
+A part that serves has packed parameters and lacks what is folded at load. Which tensors a checkpoint stores
+in their place, and in which shapes, the slots say; so no second model definition has to be kept beside it.
 """
 
 from __future__ import annotations

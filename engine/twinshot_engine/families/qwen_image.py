@@ -1,8 +1,8 @@
 """Qwen-Image and TwinFlow-Qwen-Image: ``QwenImagePipeline`` folders.
 
 Parts: ``text_encoder/`` (Qwen2.5-VL, of which the language model is read), ``tokenizer/``, ``transformer/``
-(TwinFlow adds ``time_text_embed_2``; a LoRA-merged or plain checkpoint has none, and sees the current time alone)
-and ``vae/`` (of which only the decoder is read). ``scheduler/`` is not used: times come from
+(TwinFlow adds ``time_text_embed_2``; a LoRA-merged or plain checkpoint has none, and sees the current time
+alone) and ``vae/`` (of which only the decoder is read). ``scheduler/`` is not used: times come from
 :mod:`twinshot_engine.schedule`.
 """
 
@@ -51,7 +51,7 @@ from twinshot_engine.vae.qwen_image_config import QwenImageVAEConfig
 from twinshot_engine.weights import Slot, StoredPart, same_names
 
 BUCKETS = (64, 128, 256, 512, 1024)
-"""Padded lengths of prompts. Padding changes no picture, and costs little: a text this short is bound by weights."""
+"""Padded lengths of prompts. Padding changes no picture; so few tokens cost little beside reading weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class QwenImageModel(Model):
         self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
         """Run one pass; ``modulation`` is a row of the transformer's table."""
-        velocity = self.transformer.predict(latents.to(self.placement.dtype), *caption, modulation)
+        text, lengths = caption
+        velocity = self.transformer.predict(latents.to(self.placement.dtype), text, lengths, modulation)
         return advance(latents, velocity.float(), fresh, weights)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -145,8 +146,8 @@ def plan_qwen_image(checkpoint: Checkpoint, config: EngineConfig, placement: Pla
 def place(text: nn.Module, transformer: nn.Module, placement: Placement) -> None:
     """Give modules on the meta device the number formats of ``placement``.
 
-    In fp8 are the projections of both streams; embedders, the last projection, norms, the residual streams and
-    attention stay bf16. The decoder stays fp32 until its weights have been folded.
+    In fp8 are the projections of both streams; embedders, the last projection, norms, the residual streams
+    and attention stay bf16. The decoder stays fp32 until its weights have been folded.
     """
     for module in (text, transformer):
         module.to(placement.dtype)  # before anything becomes fp8, which this would undo
@@ -228,7 +229,9 @@ def _workspace(sizes: DualStreamConfig, vae: QwenImageVAEConfig, card: Card, con
     pixels = max(width * height for width, height in card.sizes.listed)
     tokens = pixels // (vae.downscale * sizes.patch_size) ** 2 + BUCKETS[-1]
     return workspace_bytes(
-        stream_bytes(tokens, sizes.dim, sizes.ffn_channels), kl_decoder_bytes(pixels, vae.widths[::-1]), config
+        stream_bytes(tokens, sizes.dim, sizes.ffn_channels),
+        kl_decoder_bytes(pixels, vae.widths[::-1]),
+        config,
     )
 
 

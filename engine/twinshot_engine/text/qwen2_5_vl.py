@@ -2,8 +2,8 @@
 
 Neither the vision tower nor the language-model head is built or read. Text gives all three axes of its rotary
 embedding the same positions, so that it is a plain one. Every prompt stands behind the same system message,
-whose hidden states nobody reads: its first tokens go through the layers once, at load, and prompts attend to the
-keys and values that are kept of them. Source: arXiv 2502.13923 (Qwen2.5-VL), 2508.02324 (Qwen-Image).
+whose hidden states nobody reads: its first tokens go through the layers once, at load, and prompts attend to
+the keys and values that are kept of them. Source: arXiv 2502.13923 (Qwen2.5-VL), 2508.02324 (Qwen-Image).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Prompts in a fixed template, as ``QwenImagePipeline`` writes it.
 
-The pipeline drops the hidden states of the first 34 tokens, which are those before the prompt. They are the same
-every time, so an encoder keeps what later tokens need of them, and a prompt's token ids begin behind them. The
-two pieces are tokenised apart: together, Qwen's tokenizer would join a line break at the start of a prompt to the
-one before it, and nothing else.
+The pipeline drops the hidden states of the first 34 tokens, which are those before the prompt. They are the
+same every time, so an encoder keeps what later tokens need of them, and a prompt's token ids begin behind
+them. The two pieces are tokenised apart: together, Qwen's tokenizer would join a line break at the start of a
+prompt to the one before it, and nothing else.
 """
 
 from __future__ import annotations

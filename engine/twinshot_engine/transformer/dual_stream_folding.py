@@ -78,7 +78,7 @@ def unread_shapes(config: DualStreamConfig) -> dict[str, tuple[int, ...]]:
 def time_shapes(config: DualStreamConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the stored tensors that make the table."""
     dim = config.dim
-    layers = {_FINAL: (2 * dim, dim)} | {name: (6 * dim, dim) for name in _adaln_lines(config)}
+    layers = {_FINAL: (2 * dim, dim)} | dict.fromkeys(_adaln_lines(config), (6 * dim, dim))
     for stem in _embedders(config):
         layers |= {f"{stem}.linear_1": (dim, TIME_FREQUENCIES), f"{stem}.linear_2": (dim, dim)}
     return _linear_shapes(layers)

@@ -1,8 +1,8 @@
 """Rotary tables of an image and the text behind it, in one sequence.
 
-Every token has three coordinates. The patch of row r and column c sits at (0, r, c) counted from the middle of
-the image; text token i at (m + i, m + i, m + i), where m is half of the longer side in patches. So the image's
-positions do not depend on the text, and padding behind the text is only positions that nobody looks at.
+Every token has three coordinates. The patch of row r and column c sits at (0, r, c) counted from the middle
+of the image; text token i at (m + i, m + i, m + i), where m is half of the longer side in patches. So the
+image's positions do not depend on the text, and padding behind the text has positions that nobody looks at.
 """
 
 from __future__ import annotations

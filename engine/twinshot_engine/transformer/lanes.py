@@ -1,8 +1,8 @@
 """Two lanes of work on a GPU: the text's small products beside the image's large ones.
 
 A dual-stream block does the same to 4096 image tokens and to 100 text tokens, whose products only read
-weights. On a stream of its own that reading can hide behind the image's arithmetic; whether it pays depends on
-sizes, so ``TWINSHOT_TEXT_LANE=1`` turns it on. A CUDA graph captures both lanes.
+weights. On a stream of its own that reading can hide behind the image's arithmetic; whether it pays depends
+on sizes, so ``TWINSHOT_TEXT_LANE=1`` turns it on. A CUDA graph captures both lanes.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class FusedAttention(nn.Module):
         self.norm = FusedNorm(layer.group_norm, None, silu=False)
         (out,) = layers_of(layer.to_out, nn.Linear)
         layers = (layer.to_q, layer.to_k, layer.to_v, out)
-        self.mix = TokenAttention(*(Linear(part.weight, bias_of(part)) for part in layers), dtype)
+        self.mix = TokenAttention([Linear(part.weight, bias_of(part)) for part in layers], dtype)
 
     def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
         """Mix the positions of ``[B, C, H, W]``."""

@@ -2,9 +2,9 @@
 
 The stored decoder is one for video. It pads with empty frames before the first, so at one frame a kernel's
 last tap along time is all that counts, and what doubles the frames never runs: 65 % of its weights are dead,
-and the same sums take a third of the operations. Beside its convolutions each layer moves what its operations
-must: a residual sum makes the next layer's norm, and every bias rides along (see
-:mod:`twinshot_engine.vae.fused_blocks` on *pending* biases). Source: arXiv 2508.02324; the layout is diffusers'.
+and the same sums take a third of the operations. Beside its convolutions a layer moves what it must and no
+more: a residual sum makes the next layer's norm, and every bias rides along (see
+:mod:`twinshot_engine.vae.fused_blocks` on *pending* biases). Source: arXiv 2508.02324; diffusers' layout.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class QwenImageDecoder(PixelDecoder):
 
     Args:
         config: sizes.
-        weights: stored tensors by name, see :meth:`QwenImageVAEConfig.stored_shapes`. Give them in fp32 to serve
-            in bf16, so that sums and products of weights are rounded once.
+        weights: stored tensors by name, see :meth:`QwenImageVAEConfig.stored_shapes`. Give them in fp32 to
+            serve in bf16, so that sums and products of weights are rounded once.
         dtype: type of weights and activations; norms and biases are fp32.
     """
 

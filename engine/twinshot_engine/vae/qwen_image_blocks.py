@@ -130,7 +130,7 @@ class Attention(nn.Module):
         super().__init__()
         weights, biases = stored.kernel("to_qkv").flatten(1).chunk(3), stored.bias("to_qkv").chunk(3)
         out = Linear(stored.kernel("proj").flatten(1), stored.bias("proj"))
-        self.mix = TokenAttention(*map(Linear, weights, biases), out, dtype)
+        self.mix = TokenAttention([*map(Linear, weights, biases), out], dtype)
         self.ahead = ahead
 
     def forward(self, x: Tensor, h: Tensor) -> Normed:

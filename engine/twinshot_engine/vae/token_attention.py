@@ -1,13 +1,14 @@
 """Single-head attention over an image with two projections instead of four: tokens are their own keys.
 
 Scores are ``(x Q + q)(x K + k)^T``. The key's bias moves all scores of a query alike and falls out of the
-softmax; the rest is ``(x Q K^T + q K^T) x^T``, which needs one projection of ``x``. Mixing tokens and projecting
-them can change places, so the value's and the output's projections are one behind attention; as rows of weights
-sum to 1, the value's bias just passes through it.
+softmax; the rest is ``(x Q K^T + q K^T) x^T``, which needs one projection of ``x``. Mixing tokens and
+projecting them can change places, so the value's and the output's projections are one behind attention; as
+rows of weights sum to 1, the value's bias just passes through it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,11 @@ class Linear(NamedTuple):
 class TokenAttention(nn.Module):
     """The two projections with attention between them; :attr:`bias` is left to whoever adds the result."""
 
-    def __init__(self, query: Linear, key: Linear, value: Linear, out: Linear, dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[Linear], dtype: torch.dtype) -> None:
+        """Fold queries', keys', values' and the output's projections."""
         super().__init__()
         (to_q, q), (to_k, _), (to_v, v), (mix, last) = (
-            (layer.weight.detach().float(), layer.bias.detach().float()) for layer in (query, key, value, out)
+            (layer.weight.detach().float(), layer.bias.detach().float()) for layer in layers
         )
         self.query = constant(to_k.T @ to_q, dtype)
         self.query_bias = constant(to_k.T @ q, dtype)

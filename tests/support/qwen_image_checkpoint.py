@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def shake(module: nn.Module, std: float) -> None:
 
 def make_text_model() -> Qwen2_5_VLForConditionalGeneration:
     """Build a two-layer Qwen2.5-VL with grouped keys and a vision tower that nobody needs."""
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION)).eval()
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION)
+    ).eval()
     shake(model, 0.05)
     return model
 
@@ -85,7 +88,9 @@ def make_vae() -> AutoencoderKLQwenImage:
 
 def make_second_embedder() -> nn.Module:
     """Build what TwinFlow adds to the transformer."""
-    module = QwenTimestepProjEmbeddings(TRANSFORMER["attention_head_dim"] * TRANSFORMER["num_attention_heads"])
+    module = QwenTimestepProjEmbeddings(
+        TRANSFORMER["attention_head_dim"] * TRANSFORMER["num_attention_heads"]
+    )
     shake(module, 0.1)
     return module
 
@@ -100,3 +105,14 @@ def write_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerFast, *, second
         weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
         added = {SECOND + name: w for name, w in make_second_embedder().state_dict().items()}
         save_file(load_file(weights) | added, weights, metadata={"format": "pt"})
+
+
+def tiny_configs(published: Mapping[str, Mapping[str, Any]], **transformer: Any) -> dict[str, dict[str, Any]]:
+    """Shrink the configs of a published checkpoint; its vocabulary stays, for its tokenizer."""
+    text = {key: TEXT[key] for key in TEXT if key not in ("vocab_size", "max_position_embeddings")}
+    return {
+        "model_index.json": dict(published["model_index.json"]),
+        "text_encoder": dict(published["text_encoder"]) | text,
+        "transformer": TRANSFORMER | {"axes_dims_rope": [4, 6, 6]} | transformer,
+        "vae": dict(VAE),
+    }
