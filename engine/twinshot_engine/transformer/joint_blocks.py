@@ -24,6 +24,7 @@ from twinshot_engine.precision import (
 )
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_modulation import StreamModulation
+from twinshot_engine.transformer.lanes import Lanes
 from twinshot_kernels import attention, joint_norm_rotary, qk_norm_rotary
 
 EPS = 1e-6
@@ -78,7 +79,9 @@ class JointAttention(nn.Module):
         # Of image, then text: the scales of queries and of keys.
         self.scales = nn.Parameter(torch.empty(4 * config.attention_head_dim))
 
-    def forward(self, image: Activation, text: Activation, room: Tensor, still: Still) -> Tensor:
+    def forward(
+        self, image: Activation, text: Activation, room: Tensor, still: Still, lanes: Lanes
+    ) -> Tensor:
         """Mix the tokens of both streams.
 
         Args:
@@ -86,13 +89,16 @@ class JointAttention(nn.Module):
             text: ``[B, M, dim]``.
             room: ``[B, N + M, 3 * dim]`` for the projections of both.
             still: of all tokens.
+            lanes: forked, with the text in the second; joined when this returns.
 
         Returns:
             ``[B, N + M, dim]``, not projected yet.
         """
         split = room.shape[1] - count_tokens(text)
+        with lanes.second():
+            self.add_qkv.project_into(room[:, split:], text)
         self.to_qkv.project_into(room[:, :split], image)
-        self.add_qkv.project_into(room[:, split:], text)
+        lanes.join()
         scales = self.scales.view(2, 2, -1)
         query, key, value = joint_norm_rotary(room, scales, *still, EPS, split=split, heads=self.heads)
         return attention(query, key, value).flatten(-2)
@@ -142,45 +148,42 @@ class JointBlock(nn.Module):
         self.ff = GeluMLP(config.dim, 4 * config.dim)
         self.ff_context = None if last else GeluMLP(config.dim, 4 * config.dim)
 
-    def forward(
+    def close_image(
         self,
-        image: Stream,
-        text: Stream,
-        room: Tensor,
+        x: Tensor,
+        mixed: Tensor,
         still: Still,
-        modulation: tuple[StreamModulation, StreamModulation],
-        ahead: tuple[StreamModulation, StreamModulation],
+        own: StreamModulation,
+        ahead: StreamModulation,
         *,
         rows_ahead: bool,
-    ) -> tuple[Stream, Stream]:
-        """Refine both streams.
+    ) -> Stream:
+        """Take what joint attention mixed for the image through the rest of the block.
 
         Args:
-            image: from the block before.
-            text: likewise.
-            room: for the attention's projections, see :class:`JointAttention`.
-            still: of all tokens.
-            modulation: this block's, of image and text.
+            x: the stream ``[B, N, dim]``.
+            mixed: likewise, from :attr:`attn`.
+            still: of the image's tokens.
+            own: this block's modulation of the image.
             ahead: whose scale and shift the next attention's input is normalised by.
-            rows_ahead: whether the next block reads quantised rows.
-
-        Returns:
-            Both streams; behind the last block the text is what it was.
+            rows_ahead: whether that reads quantised rows.
         """
-        mixed = self.attn(image.h, text.h, room, still)
-        split = image.x.shape[1]
-        own = modulation[0]
-        x, branch, gate = image.x, self.attn.to_out(mixed[:, :split]), own.gate
+        branch, gate = self.attn.to_out(mixed), own.gate
         if self.attn2 is not None:
             quantized = takes_rows(self.attn2.to_qkv)
             h = modulate(x, own.scale2, own.shift2, EPS, quantized=quantized)
             x = torch.addcmul(x, gate, branch)
-            branch, gate = self.attn2(h, still.first(split)), own.gate2
-        image = _feed(self.ff, x, branch, gate, own, ahead[0], rows_ahead=rows_ahead)
-        if self.ff_context is not None and self.attn.to_add_out is not None:
-            own, branch = modulation[1], self.attn.to_add_out(mixed[:, split:])
-            text = _feed(self.ff_context, text.x, branch, own.gate, own, ahead[1], rows_ahead=rows_ahead)
-        return image, text
+            branch, gate = self.attn2(h, still), own.gate2
+        return _feed(self.ff, x, branch, gate, own, ahead, rows_ahead=rows_ahead)
+
+    def close_text(
+        self, text: Stream, mixed: Tensor, own: StreamModulation, ahead: StreamModulation, *, rows_ahead: bool
+    ) -> Stream:
+        """Do likewise for the text; behind the last block it is what it was, as nobody reads it."""
+        if self.ff_context is None or self.attn.to_add_out is None:
+            return text
+        branch = self.attn.to_add_out(mixed)
+        return _feed(self.ff_context, text.x, branch, own.gate, own, ahead, rows_ahead=rows_ahead)
 
 
 def _feed(
