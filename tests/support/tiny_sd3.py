@@ -26,6 +26,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+# Widths are multiples of 16, so that all of it can be fp8.
 LATENT_CHANNELS = 4
 CLIP_TOKENS = 24
 TRANSFORMER: dict[str, Any] = {
@@ -100,8 +101,8 @@ def make_t5() -> T5EncoderModel:
     config = T5Config(
         vocab_size=330,
         d_model=TRANSFORMER["joint_attention_dim"],
-        d_kv=8,
-        d_ff=40,
+        d_kv=16,
+        d_ff=48,
         num_layers=2,
         num_heads=3,
         feed_forward_proj="gated-gelu",
@@ -131,7 +132,7 @@ def write_checkpoint(folder: Path, *, second: bool = True, with_t5: bool = True)
     transformer.pos_embed.pos_embed.add_(torch.randn_like(transformer.pos_embed.pos_embed), alpha=0.3)
     clip = make_tokenizer(begin="<start>", end="<end>", pad="<end>", length=CLIP_TOKENS)
     other = make_tokenizer(begin="<start>", end="<end>", pad="!", length=CLIP_TOKENS)
-    first, big = make_clip(16, 8, "quick_gelu", 2), make_clip(24, 12, "gelu", other.eos_token_id)
+    first, big = make_clip(16, 8, "quick_gelu", 2), make_clip(32, 12, "gelu", other.eos_token_id)
     for encoder in (first, big):
         shake(encoder)
     long = make_t5() if with_t5 else None

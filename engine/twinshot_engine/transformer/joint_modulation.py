@@ -30,6 +30,8 @@ DUAL = (*ZERO, "shift2", "scale2", "gate2")
 CONTINUOUS = ("scale", "shift")
 """Likewise of a norm that ends a stream."""
 
+_ROWS = 16
+
 
 class Modulator(NamedTuple):
     """One of a checkpoint's adaLN layers: its stored name, and the vectors that it makes."""
@@ -102,7 +104,10 @@ class PromptModulation(nn.Module):
         embedding = self.times + self.text_embedder(pooled).float().unsqueeze(1)
         if self.text_embedder_2 is not None:
             embedding = embedding + self.gaps * self.text_embedder_2(pooled).float().unsqueeze(1)
-        raw: Tensor = self.linear(functional.silu(embedding).to(pooled.dtype))
+        passes = embedding.shape[1]
+        # A few rows cost as much as a tile of them, and products of a tile are the ones that are tuned.
+        rows = functional.pad(functional.silu(embedding), (0, 0, 0, -passes % _ROWS))
+        raw: Tensor = self.linear(rows.to(pooled.dtype))[:, :passes]
         return (raw + self.offset).to(pooled.dtype)
 
     def name(self, packed: Tensor) -> Iterator[StreamModulation]:
