@@ -27,8 +27,8 @@ def find_family(checkpoint: Checkpoint) -> Family:
     """
     if checkpoint.family not in FAMILIES:
         raise CheckpointError(
-            f"'{checkpoint.folder}' is a {checkpoint.family!r}, which is not supported: "
-            f"{', '.join(FAMILIES)} is."
+            f"'{checkpoint.folder}' is a {checkpoint.family!r}, which is not supported; "
+            f"supported: {', '.join(FAMILIES)}."
         )
     return FAMILIES[checkpoint.family]
 
