@@ -112,7 +112,7 @@ def test_an_unknown_family_is_told(copy: Path) -> None:
     (copy / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     found = inspect(str(copy), code=1)
     assert found["family"] == "FluxPipeline"
-    assert "'FluxPipeline', which is not supported: ZImagePipeline is." in found["problems"][0]
+    assert "'FluxPipeline', which is not supported; supported: " in found["problems"][0]
 
 
 def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
