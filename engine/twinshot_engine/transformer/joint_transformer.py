@@ -63,9 +63,7 @@ class JointTransformer(nn.Module):
         """
         rows, columns = (side // self.config.patch_size for side in latents.shape[2:])
         image = self._embed_image(latents, rows, columns)
-        named = list(self.modulation.name(packed))
-        image = self._run(image, context, named)
-        return self._to_latents(image, rows, columns)
+        return self._to_latents(self._run(image, context, list(self.modulation.name(packed))), rows, columns)
 
     def _run(self, image: Tensor, context: Tensor, named: list[StreamModulation]) -> Tensor:
         """Run the blocks, and the norm behind them."""
@@ -73,10 +71,7 @@ class JointTransformer(nn.Module):
         pairs = list(zip(named[:-1:2], named[1::2], strict=True))
         rows = [*(takes_rows(block.attn.to_qkv) for block in blocks), False]
         # What the second lane reads stays referenced until the lanes join: these, and below ``mixed``.
-        opened = [
-            Stream(x, modulate(x, own.scale, own.shift, EPS, quantized=rows[0]))
-            for x, own in zip((image, context), pairs[0], strict=True)
-        ]
+        opened = [_open(x, own, rows=rows[0]) for x, own in zip((image, context), pairs[0], strict=True)]
         first, second = opened
         split, tokens = image.shape[1], image.shape[1] + context.shape[1]
         still, lanes = self._find_still(tokens, image.device), self._find_lanes(image.device)
@@ -120,3 +115,8 @@ class JointTransformer(nn.Module):
         patches: Tensor = self.proj_out(tokens)
         split = patches.reshape(-1, rows, columns, patch, patch, channels)
         return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def _open(x: Tensor, own: StreamModulation, *, rows: bool) -> Stream:
+    """Normalise a stream for the first block."""
+    return Stream(x, modulate(x, own.scale, own.shift, EPS, quantized=rows))
