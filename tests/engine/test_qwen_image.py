@@ -33,6 +33,11 @@ FEW = {1: [1.0], 2: [1.0, 0.6], 4: [1.0, 1 - 0.5 / 3, 1 - 1 / 3, 0.5]}
 ANY = [1.0, 0.75, 0.5]
 
 
+TWINFLOW = pytest.mark.parametrize("folder", [True], ids=["twinflow"], indirect=True)
+PLAIN = pytest.mark.parametrize("folder", [False], ids=["plain"], indirect=True)
+"""A checkpoint that stock diffusers understands whole."""
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["twinflow", "plain"])
 def folder(
     request: pytest.FixtureRequest,
@@ -111,13 +116,9 @@ class Reference:
         return QwenImagePipeline._unpack_latents(prediction, HEIGHT, WIDTH, 8)[:, :, 0].double()
 
 
+@PLAIN
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "long", "foreign"])
-def test_one_step_is_the_same_picture(
-    stock: QwenImagePipeline, served: Engine, folder: Path, prompt: str
-) -> None:
-    if Reference(stock, folder).second is not None:
-        pytest.skip("stock diffusers does not know the second embedder")
-
+def test_one_step_is_the_same_picture(stock: QwenImagePipeline, served: Engine, prompt: str) -> None:
     def draw(output: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(SEED)
         options = {"num_inference_steps": 1, "true_cfg_scale": 1.0, "output_type": output}
@@ -145,15 +146,15 @@ def test_any_step_aims_at_the_next_time(stock: QwenImagePipeline, served: Engine
     assert far(served.latents([ask(PROMPTS[0], 3)]), expected) < 1e-4
 
 
+@TWINFLOW
 def test_the_second_embedder_matters(stock: QwenImagePipeline, served: Engine, folder: Path) -> None:
     reference = Reference(stock, folder)
-    if reference.second is None:
-        pytest.skip("this checkpoint has none")
     reference.second = None
     without = reference.latents(PROMPTS[0], FEW[1], [0.0], renoise=True)
     assert far(served.latents([ask(PROMPTS[0])]), without) > 1e-3
 
 
+@PLAIN
 def test_a_picture_does_not_depend_on_its_batch(served: Engine) -> None:
     requests = [ask(PROMPTS[0]), ask(PROMPTS[2]), ask(PROMPTS[0])]
     together = served.latents(requests)
@@ -161,6 +162,7 @@ def test_a_picture_does_not_depend_on_its_batch(served: Engine) -> None:
     assert torch.equal(together[0], together[2])
 
 
+@PLAIN
 def test_embeddings_are_the_pipelines(stock: QwenImagePipeline, served: Engine) -> None:
     tokenizer = served.model.tokenizer
     for prompt in PROMPTS:
@@ -198,6 +200,7 @@ def test_narrow_formats_stay_near(
     assert least < difference < most
 
 
+@PLAIN
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
