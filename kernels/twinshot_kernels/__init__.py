@@ -6,6 +6,7 @@ kernel runs instead, unless a gradient is wanted: then the reference does, and a
 
 from twinshot_kernels.attention import attention, attention_backend, attention_reference
 from twinshot_kernels.bias_silu import bias_silu, bias_silu_reference
+from twinshot_kernels.biased_attention import biased_attention, biased_attention_reference
 from twinshot_kernels.capped_attention import capped_attention, capped_attention_reference
 from twinshot_kernels.depthwise_glu import depthwise_glu, depthwise_glu_reference
 from twinshot_kernels.depthwise_mix import depthwise_mix, depthwise_mix_reference
@@ -84,6 +85,8 @@ __all__ = [
     "attention_reference",
     "bias_silu",
     "bias_silu_reference",
+    "biased_attention",
+    "biased_attention_reference",
     "capped_attention",
     "capped_attention_reference",
     "depthwise_glu",

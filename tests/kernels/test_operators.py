@@ -39,6 +39,8 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "layer_norm_fp8": [(y, scale, per_image, EPS)],
         "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
         "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, per_image, EPS)],
+        "geglu": [(x, y), (half, half.flip(0))],
+        "geglu_fp8": [(y, x)],
         "gelu_fp8": [(y,), (half,)],
         "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
         "rms_norm_silu": [
@@ -143,6 +145,7 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "residual_rms_norm_silu": lambda x, y, v: ops.residual_rms_norm_silu(
         x[..., None], y[..., None], v[:3], EPS
     )[1],
+    "geglu": lambda x, y, v: ops.geglu(x, y),
     "swiglu": lambda x, y, v: ops.swiglu(x, y),
     "qk_norm_rotary": lambda x, y, v: torch.cat(
         ops.qk_norm_rotary(

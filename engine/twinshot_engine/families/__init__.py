@@ -8,6 +8,7 @@ from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families.model import Family, Model, Plan
 from twinshot_engine.families.qwen_image import QWEN_IMAGE
 from twinshot_engine.families.sana import SANA, SANA_SPRINT
+from twinshot_engine.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from twinshot_engine.families.z_image import Z_IMAGE
 
 __all__ = ["FAMILIES", "Family", "Model", "Plan", "find_family", "plan"]
@@ -16,6 +17,7 @@ FAMILIES: Mapping[str, Family] = {
     "QwenImagePipeline": QWEN_IMAGE,
     "SanaPipeline": SANA,
     "SanaSprintPipeline": SANA_SPRINT,
+    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "ZImagePipeline": Z_IMAGE,
 }
 

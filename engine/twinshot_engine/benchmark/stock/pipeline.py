@@ -64,7 +64,7 @@ class StockPipeline(ABC):
         """Give a module on the meta device the checkpoint's weights, and make it ready to run.
 
         Args:
-            module: its buffers must not matter, or be set afterwards.
+            module: its buffers must be stored too, not matter, or be set afterwards.
             part: the checkpoint's.
             rename: from stored names to the module's.
             ignored: beginnings of stored names that the module does not know.
@@ -74,9 +74,9 @@ class StockPipeline(ABC):
         module.to(dtype or self.dtype).to_empty(device=self.device)
         wanted = {name for name in stored.headers if not name.startswith(ignored)}
         weights: Mapping[str, Tensor] = dict(stored.read(wanted, self.device))
-        parameters = dict(module.named_parameters())
+        places = dict(module.named_parameters()) | dict(module.named_buffers())
         for name, tensor in weights.items():
-            parameters[rename(name)].data.copy_(tensor)
+            places[rename(name)].data.copy_(tensor)
         return module.requires_grad_(requires_grad=False).eval()
 
 
