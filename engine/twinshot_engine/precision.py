@@ -170,18 +170,6 @@ def gate_gelu(gate_and_up: Tensor, *, quantized: bool) -> Activation:
     return QuantizedRows(*geglu_fp8(*halves)) if quantized else geglu(*halves)
 
 
-def gate(gate_and_up: Tensor, *, quantized: bool) -> Activation:
-    """Apply SwiGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.swiglu`."""
-    halves = gate_and_up.chunk(2, dim=-1)
-    return QuantizedRows(*swiglu_fp8(*halves)) if quantized else swiglu(*halves)
-
-
-def gate_gelu(gate_and_up: Tensor, *, quantized: bool) -> Activation:
-    """Apply GeGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.geglu`."""
-    halves = gate_and_up.chunk(2, dim=-1)
-    return QuantizedRows(*geglu_fp8(*halves)) if quantized else geglu(*halves)
-
-
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float, *, quantized: bool) -> Activation:
     """Layer-normalise ``[..., N]``, scale and shift; see :func:`twinshot_kernels.layer_norm`."""
     if quantized:

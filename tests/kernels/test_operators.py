@@ -70,8 +70,6 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "quantize_pixels": [(image, 3, None), (image, 3, channel)],
         "gated_residual": [(x, y, scale), (half, half.flip(0), per_image)],
         "embed_rows": [(y[0].contiguous(), torch.tensor([[2, 0], [1, 1]]).to(place), 3.0)],
-        "geglu": [(x, y), (half, half.flip(0))],
-        "geglu_fp8": [(y, x)],
         "bias_silu": [(y, scale), (half, scale)],
         "pixel_norm": [(y, scale, scale, EPS, None), (half, scale, scale, EPS, half.flip(0))],
         "pixel_norm_taps": [(y, scale, scale, x[0].t(), EPS)],
