@@ -164,6 +164,12 @@ def add_center(
     return gated_residual_layer_norm(x, y, gain, scale, shift, eps)
 
 
+def gate(gate_and_up: Tensor, *, quantized: bool) -> Activation:
+    """Apply SwiGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.swiglu`."""
+    halves = gate_and_up.chunk(2, dim=-1)
+    return QuantizedRows(*swiglu_fp8(*halves)) if quantized else swiglu(*halves)
+
+
 def gate_gelu(gate_and_up: Tensor, *, quantized: bool) -> Activation:
     """Apply GeGLU to the halves of ``[..., 2N]``; see :func:`twinshot_kernels.geglu`."""
     halves = gate_and_up.chunk(2, dim=-1)
