@@ -12,7 +12,20 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from charts import ALERTS, BOARD, CHART, GOLDEN, ROOT, VALUES, alerts_text, golden_text, helm, one, rendered
+from charts import (
+    ALERTS,
+    BOARD,
+    CHART,
+    GOLDEN,
+    ROOT,
+    VALUES,
+    alerts_text,
+    golden_text,
+    helm,
+    one,
+    program,
+    rendered,
+)
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = ("1.30", "1.37")
@@ -88,6 +101,15 @@ def test_the_alerts_of_compose_are_the_charts() -> None:
 def test_the_board_is_handed_over_whole() -> None:
     handed = one(rendered("keda"), "ConfigMap", "server")["data"]["twinshot.json"]
     assert json.loads(handed) == json.loads(BOARD.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_its_tools_a_test_skips_itself_and_in_ci_fails(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no-such-tool is not here: make tools brings it"):
+        program("no-such-tool")
 
 
 def test_versions_agree() -> None:
