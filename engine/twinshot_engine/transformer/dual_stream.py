@@ -182,7 +182,7 @@ class DualStreamTransformer(nn.Module):
         *blocks, last = cast("list[Block]", list(self.blocks))
         first = (*blocks, last)[0]
         images = first.image.open(image, modulation.image[0])
-        texts = first.text.open(text, modulation.text[0])
+        texts = opened = first.text.open(text, modulation.text[0])
         joint.lanes.fork()
         for index, block in enumerate(blocks):
             mixed = joint.attend(block, images.h, texts.h)
@@ -192,6 +192,7 @@ class DualStreamTransformer(nn.Module):
                 texts = _close(block.text, texts, mixed[:, joint.split :], modulation.text, index)
             images = _close(block.image, images, mixed[:, : joint.split], modulation.image, index)
         mixed = joint.attend(last, images.h, texts.h)[:, : joint.split]
+        del opened  # made in the first lane and read by the second: kept until both have met
         ends = last.image.close(images.x, mixed, modulation.image[-1], modulation.final, rows_ahead=False)
         return cast("Tensor", ends.h)
 

@@ -73,9 +73,8 @@ class StockPipeline(ABC):
         stored = self.checkpoint.part(part)
         module.to(dtype or self.dtype).to_empty(device=self.device)
         wanted = {name for name in stored.headers if not name.startswith(ignored)}
-        weights: Mapping[str, Tensor] = dict(stored.read(wanted, self.device))
         places = dict(module.named_parameters()) | dict(module.named_buffers())
-        for name, tensor in weights.items():
+        for name, tensor in stored.read(wanted, self.device):
             places[rename(name)].data.copy_(tensor)
         return module.requires_grad_(requires_grad=False).eval()
 
