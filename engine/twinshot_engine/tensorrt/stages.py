@@ -1,11 +1,12 @@
 """A model's three stages as modules that can be exported, with the shapes they shall take.
 
-The batch and the padded prompt length stay open, the size is fixed: a family's positions and padding depend
-on it, and a decoder's best convolutions too.
+The batch and the padded prompt length stay open, except that prompts are encoded one by one. The size is fixed:
+a family's positions and padding depend on it, and a decoder's best convolutions too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,11 +36,9 @@ class Buckets(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Buckets:
-        """Read the rule from what a tokenizer lists; lengths must be evenly spaced."""
-        step = lengths[1] - lengths[0] if len(lengths) > 1 else 0
-        if list(lengths) != [lengths[0] + step * i for i in range(len(lengths))]:
-            raise ValueError(f"prompt lengths {list(lengths)} are not evenly spaced")
-        return cls(lengths[0], step, len(lengths))
+        """The evenly spaced lengths among which are all that a tokenizer lists."""
+        step = math.gcd(*(length - lengths[0] for length in lengths))
+        return cls(lengths[0], step, (lengths[-1] - lengths[0]) // step + 1 if step else 1)
 
     def length(self, index: int) -> int:
         """The padded length of bucket ``index``."""
@@ -97,8 +96,9 @@ class Stage:
 def export_stages(model: Model, sizes: Sequence[Size]) -> Iterator[Stage]:
     """Take a model apart: its text encoder, then a transformer and a decoder for each size."""
     buckets = Buckets.of(model.tokenizer.buckets)
-    ids = Port("ids", torch.int64, (None, (0, 1)))
-    length = Port("length", torch.int64, (None,))
+    # Prompts are encoded one by one.
+    ids = Port("ids", torch.int64, ((1, 0), (0, 1)))
+    length = Port("length", torch.int64, ((1, 0),))
     captions = tuple(_caption_ports(model, buckets))
     yield Stage(TEXT, TEXT, None, _Text(model), (ids, length), captions, buckets)
     constants = next(iter(model.passes.values()))[0]
@@ -134,7 +134,7 @@ def sample_inputs(stage: Stage, model: Model, batch: int, tokens: int, seed: int
     ids = torch.randint(1, _IDS, (batch, tokens), generator=generator)
     lengths = torch.arange(tokens, tokens - batch, -1).clamp(min=1)
     if stage.kind == TEXT:
-        return ids, lengths
+        return ids[:1], lengths[:1]
     if stage.kind == TRANSFORMER:
         rows = zip(*(model.encode(ids[i : i + 1], lengths[i : i + 1]) for i in range(batch)), strict=True)
         captions = (torch.cat(row) for row in rows)
