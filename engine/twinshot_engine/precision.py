@@ -95,6 +95,9 @@ class Projection(nn.Module):
 
         A layer with a bias only. Images are projected one by one, as their rows need not lie side by side.
         """
+        if torch.compiler.is_exporting():
+            out.copy_(self(x))  # in a graph of an open batch images cannot be counted
+            return
         if self.weight_scale is None:
             for place, image in zip(out, _plain(x), strict=True):
                 torch.addmm(self.bias, image, self.weight.t(), out=place)  # type: ignore[arg-type]

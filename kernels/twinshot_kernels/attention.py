@@ -162,7 +162,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, key_length
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     grouped = query.shape[2] != key.shape[2]
     # torch knows causal rows from their first query on alone.
-    plain = query.shape[1] == key.shape[1] and key_lengths is None
+    plain = bool(query.shape[1] == key.shape[1]) and key_lengths is None
     seen = None if plain else _seen_keys(query, key, causal=causal, key_lengths=key_lengths)
     return scaled_dot_product_attention(
         q, k, v, attn_mask=seen, is_causal=causal and plain, enable_gqa=grouped
@@ -174,7 +174,9 @@ def _seen_keys(query: Tensor, key: Tensor, *, causal: bool, key_lengths: Tensor 
     count, total = query.shape[1], key.shape[1]
     place = torch.arange(total, device=query.device)
     if key_lengths is not None:
-        return (place < key_lengths[:, None])[:, None, None]
+        seen = (place < key_lengths[:, None])[:, None, None]
+        # ONNX's Attention broadcasts over heads alone.
+        return seen.expand(-1, -1, count, -1) if torch.compiler.is_exporting() else seen
     if not causal:
         return None
     return place <= place[total - count :, None]

@@ -150,7 +150,8 @@ def joint_norm_rotary(
         ValueError: if the shapes do not fit.
     """
     _check(qkv, scales, cos, split, heads)
-    if needs_gradient(qkv, scales, cos, sin):
+    # What is exported is written out of place: other runtimes have no views to write to.
+    if torch.compiler.is_exporting() or needs_gradient(qkv, scales, cos, sin):
         return joint_norm_rotary_reference(qkv, scales, cos, sin, split, eps, heads)
     qkv = qkv.contiguous()
     _joint_norm_rotary(qkv, scales, cos, sin, split, eps, heads)

@@ -1,7 +1,7 @@
 """A model's three stages as modules that can be exported, with the shapes they shall take.
 
-The batch and the padded prompt length stay open, except that prompts are encoded one by one. The size is fixed:
-a family's positions and padding depend on it, and a decoder's best convolutions too.
+The batch and the padded prompt length stay open, except that prompts are encoded one by one. The size is
+fixed: a family's positions and padding depend on it, and a decoder's best convolutions too.
 """
 
 from __future__ import annotations

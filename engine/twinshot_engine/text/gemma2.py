@@ -25,6 +25,7 @@ from twinshot_engine.precision import (
     normalize,
     takes_rows,
 )
+from twinshot_engine.tables import keep
 from twinshot_engine.weights import Slot, pack, same_names
 from twinshot_kernels import capped_attention, embed_rows, qk_norm_rotary
 
@@ -103,6 +104,8 @@ class Gemma2Encoder(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(1)
+        if self.embed_tokens.weight.is_meta:
+            prefix = prefix.to("meta")  # of weights that are not read nothing is remembered but its shape
         shape = (0, self.config.num_key_value_heads, self.config.head_dim)
         empty = torch.empty(shape, dtype=self.embed_tokens.weight.dtype, device=prefix.device)
         nothing = Prefix(empty, empty)
@@ -132,15 +135,15 @@ class Gemma2Encoder(nn.Module):
         return cast("Tensor", h), made
 
     def _rotary_table(self, start: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        key = start, tokens, device
-        if key not in self._tables:
+        def build() -> tuple[Tensor, Tensor]:
             positions = torch.arange(start, start + tokens, device=device)[None]
             # Its frequencies are computed, not stored; fp32 whatever the weights are.
             rotary = Gemma2RotaryEmbedding(self.config).to(device)
             cos, sin = rotary(torch.empty(0, dtype=torch.float32, device=device), positions)
             half = cos.shape[-1] // 2  # the two halves are equal
-            self._tables[key] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-        return self._tables[key]
+            return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+        return keep(self._tables, (start, tokens, device), build)
 
 
 class _Layer(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
 
 from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.tables import keep
 from twinshot_engine.text.decoder_layer import (
     Ahead,
     DecoderLayer,
@@ -111,14 +112,14 @@ class Qwen25VLEncoder(nn.Module):
         return cast("Tensor", h), key_values
 
     def _rotary_lines(self, first: int, count: int, device: torch.device) -> RotaryLines:
-        key = first, count, device
-        if key not in self._tables:
+        def build() -> RotaryLines:
             width = self.sizes.head_dim
             steps = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
             positions = torch.arange(first, first + count, dtype=torch.float32, device=device)
             angles = torch.outer(positions, 1.0 / _rope(self.config)["rope_theta"] ** steps)
-            self._tables[key] = angles.cos(), angles.sin()
-        return self._tables[key]
+            return angles.cos(), angles.sin()
+
+        return keep(self._tables, (first, count, device), build)
 
 
 def find_encoder(checkpoint: Checkpoint) -> StoredPart:

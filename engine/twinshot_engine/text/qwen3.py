@@ -19,6 +19,7 @@ from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.tables import keep
 from twinshot_engine.text.decoder_layer import DecoderLayer, LayerSizes, rename_layer
 from twinshot_engine.weights import Slot, StoredPart, same_names
 
@@ -99,11 +100,7 @@ class Qwen3Encoder(nn.Module):
         return cast("Tensor", x)
 
     def _rotary_table(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling():
-            return self._build_table(tokens, device)
-        if (tokens, device) not in self._tables:
-            self._tables[tokens, device] = self._build_table(tokens, device)
-        return self._tables[tokens, device]
+        return keep(self._tables, (tokens, device), lambda: self._build_table(tokens, device))
 
     def _build_table(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         positions = torch.arange(tokens, device=device)[None]

@@ -18,6 +18,7 @@ from transformers import T5Config
 
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.precision import Activation, Projection, add_normalize, gate_gelu, normalize, takes_rows
+from twinshot_engine.tables import keep
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
 from twinshot_kernels import biased_attention
 
@@ -67,14 +68,14 @@ class T5Encoder(nn.Module):
         return cast("Tensor", h)
 
     def _position_buckets(self, tokens: int, device: torch.device) -> Tensor:
-        if (tokens, device) not in self._buckets:
-            buckets = position_buckets(
-                tokens,
+        def build() -> Tensor:
+            count, distance = (
                 self.config.relative_attention_num_buckets,
                 self.config.relative_attention_max_distance,
             )
-            self._buckets[tokens, device] = buckets.to(device)
-        return self._buckets[tokens, device]
+            return position_buckets(tokens, count, distance).to(device)
+
+        return keep(self._buckets, (tokens, device), build)
 
 
 def position_buckets(tokens: int, buckets: int, max_distance: int) -> Tensor:

@@ -171,7 +171,7 @@ class DualStreamTransformer(nn.Module):
         layout = JointLayout(latents.shape[2] // patch, latents.shape[3] // patch, text.shape[1])
         table = self.positions.table(layout, latents.device)
         image: Tensor = self.img_in(_to_patches(latents, patch))
-        room = image.new_empty(len(image), layout.patches + layout.text, 3 * self.config.dim)
+        room = image.new_empty(image.shape[0], layout.patches + layout.text, 3 * self.config.dim)
         lanes = self._lanes_of(latents.device)
         joint = _Joint(room, table, lengths + layout.patches, layout.patches, lanes)
         out = self._run(joint, image, text, DualStreamModulation.unpack(modulation))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from twinshot_engine.tables import keep
 from twinshot_engine.transformer.dual_stream_config import MOST_POSITIONS, DualStreamConfig
 from twinshot_engine.transformer.positions import RotaryTable
 
@@ -53,11 +54,12 @@ class JointPositions:
                 f"{layout.rows}x{layout.columns} patches with {layout.text} text tokens are not supported: "
                 f"coordinates end at {MOST_POSITIONS}"
             )
-        key = layout, device
-        if key not in self._tables:
+
+        def build() -> RotaryTable:
             angles = self._angles(_coordinates(layout, device))
-            self._tables[key] = RotaryTable(angles.cos(), angles.sin())
-        return self._tables[key]
+            return RotaryTable(angles.cos(), angles.sin())
+
+        return keep(self._tables, (layout, device), build)
 
     def _angles(self, coordinates: Tensor) -> Tensor:
         """Turn coordinates ``[N, 3]`` into angles ``[N, head_dim / 2]``, fp32 as the model was trained."""

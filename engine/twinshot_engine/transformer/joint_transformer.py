@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twinshot_engine.precision import modulate, takes_rows
+from twinshot_engine.tables import keep
 from twinshot_engine.transformer.joint_blocks import EPS, JointBlock, Still, Stream
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_modulation import PromptModulation, StreamModulation
@@ -75,7 +76,7 @@ class JointTransformer(nn.Module):
         first, second = opened
         split, tokens = image.shape[1], image.shape[1] + context.shape[1]
         still, lanes = self._find_still(tokens, image.device), self._find_lanes(image.device)
-        room = image.new_empty(len(image), tokens, 3 * self.config.dim)
+        room = image.new_empty(image.shape[0], tokens, 3 * self.config.dim)
         lanes.fork()
         # Behind the last block the text stream has ended, so any vectors will do.
         steps = pairwise([*pairs, (named[-1], named[-1])])
@@ -96,9 +97,8 @@ class JointTransformer(nn.Module):
         return self._lanes[device]
 
     def _find_still(self, tokens: int, device: torch.device) -> Still:
-        if (tokens, device) not in self._still:
-            self._still[tokens, device] = Still.make(tokens, self.config.attention_head_dim, device)
-        return self._still[tokens, device]
+        head_dim = self.config.attention_head_dim
+        return keep(self._still, (tokens, device), lambda: Still.make(tokens, head_dim, device))
 
     def _embed_image(self, latents: Tensor, rows: int, columns: int) -> Tensor:
         patch, channels = self.config.patch_size, self.config.in_channels
