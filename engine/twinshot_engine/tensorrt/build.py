@@ -15,7 +15,7 @@ from twinshot_engine.tensorrt.disk import remove
 from twinshot_engine.tensorrt.library import find_library
 from twinshot_engine.tensorrt.manifest import FILE, Manifest
 from twinshot_engine.tensorrt.source import Source
-from twinshot_engine.tensorrt.stages import Stage
+from twinshot_engine.tensorrt.stages import MOST_BATCH, Stage
 from twinshot_engine.tensorrt.steps import Report, Steps, Versions
 from twinshot_engine.tensorrt.targets import PRECISIONS, choose_targets
 from twinshot_engine.types import Size
@@ -53,9 +53,9 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EngineFilesError(f"Precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
-        if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
+        if 1 not in self.batch_sizes or not 1 <= min(self.batch_sizes) <= max(self.batch_sizes) <= MOST_BATCH:
             raise EngineFilesError(
-                f"Batch sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them."
+                f"Batch sizes {self.batch_sizes} are not whole numbers from 1 to {MOST_BATCH} with 1 among them."
             )
 
 

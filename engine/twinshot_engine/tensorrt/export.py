@@ -129,13 +129,17 @@ def _nested(stage: Stage) -> tuple[Any, ...]:
 
 
 def _simplify(model: Any) -> None:
-    """Fold constants and fuse norms as the exporter would, but leave weights alone.
+    """Fold small constants and fuse norms.
 
-    Left to itself it transposes them, which for a while makes a second copy of the model in memory.
+    The exporter's own optimiser does more, and too much: onnxscript 0.7.2 changed what SANA's decoder draws,
+    and transposed weights, which for a while makes a second copy of the model in memory.
     """
     optimizer = importlib.import_module("onnxscript.optimizer")
     fusions = importlib.import_module("onnxscript.rewriter.onnx_fusions")
-    optimizer.optimize_ir(model, should_fold=_is_small)
+    passes = importlib.import_module("onnx_ir.passes.common")
+    optimizer.fold_constants(model, should_fold=_is_small)
+    optimizer.remove_unused_nodes(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fusions.fuse(model)
 
 

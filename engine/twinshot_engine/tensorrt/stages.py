@@ -20,7 +20,7 @@ from twinshot_engine.tensorrt.manifest import DECODER, TEXT, TRANSFORMER
 from twinshot_engine.text import Caption
 from twinshot_engine.types import Size
 
-MOST_BATCH = 64
+MOST_BATCH = 16
 """Largest batch that an exported graph promises to take; an engine's profiles say what it was built for."""
 
 _IDS = 97
