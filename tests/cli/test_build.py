@@ -86,7 +86,7 @@ def test_json_is_the_manifest(runner: CliRunner, asked: list[Any]) -> None:
     [
         (["--batch", "one"], "'one' is not understood; accepted: a list such as 1,2,4"),
         (["--target", "ada"], "'ada' is not understood; accepted: a list such as sm_89,sm_120"),
-        (["--batch", "2"], "are not whole numbers from 1 to 16 with 1 among them"),
+        (["--batch", "2"], "are not whole numbers from 1 to 16, 1 among them"),
         (["--precision", "int4"], "'int4' is not one of"),
     ],
 )

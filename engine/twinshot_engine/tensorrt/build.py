@@ -55,7 +55,7 @@ class BuildConfig:
             raise EngineFilesError(f"Precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
         if 1 not in self.batch_sizes or not 1 <= min(self.batch_sizes) <= max(self.batch_sizes) <= MOST_BATCH:
             raise EngineFilesError(
-                f"Batch sizes {self.batch_sizes} are not whole numbers from 1 to {MOST_BATCH} with 1 among them."
+                f"Batch sizes {self.batch_sizes} are not whole numbers from 1 to {MOST_BATCH}, 1 among them."
             )
 
 

@@ -220,5 +220,5 @@ def _to_patches(latents: Tensor, patch: int) -> Tensor:
 
 def _to_latents(patches: Tensor, layout: JointLayout, patch: int) -> Tensor:
     """Undo :func:`_to_patches`."""
-    split = patches.reshape(-1, layout.rows, layout.columns, -1, patch, patch)
+    split = patches.reshape(patches.shape[0], layout.rows, layout.columns, -1, patch, patch)
     return split.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
