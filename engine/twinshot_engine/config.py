@@ -29,7 +29,8 @@ class EngineConfig:
         backend: ``fused`` replays CUDA graphs captured while warming, ``eager`` runs the same operations one
             by one, ``auto`` is fused on a GPU.
         sizes: the sizes to advertise, as (width, height), default first; None for the checkpoint's own.
-        steps: the step counts to advertise; their constants are computed at load.
+        steps: the step counts to advertise, each once; a :class:`~twinshot_engine.schedule.Steps` may name
+            its schedule. Their constants are computed at load.
         batch_sizes: how many images may share one pass on the fused backend; 1 must be among them.
         max_batch: most requests in one call.
         text_cache_bytes: most bytes of encoded prompts kept on the device; 0 keeps none.
@@ -64,6 +65,8 @@ class EngineConfig:
             raise ValueError(f"text_cache_bytes {self.text_cache_bytes} is not at least 0")
         if not self.steps:
             raise ValueError("steps is empty: at least one step count must be advertised")
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps {', '.join(map(str, self.steps))} name a count twice: one schedule each")
         if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them")
 

@@ -16,7 +16,7 @@ from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.families import Model, find_family
-from twinshot_engine.families.model import Progress
+from twinshot_engine.families.model import Pass, Progress
 from twinshot_engine.noise import Noise
 from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stopwatch import Stopwatch
@@ -101,12 +101,15 @@ class Engine:
 
     def _rehearse(self) -> None:
         """Draw once at every size: what is left to a first request, such as buffers, is done here."""
-        steps = max(self.info.steps)
+        steps = min(self.info.steps, key=lambda count: (not self._renoises(count), count))
         for width, height in self._model.card.sizes.listed:
             self.generate([GenerateRequest("warm up", seed=0, width=width, height=height, steps=steps)])
             if self._model.placement.backend == "eager":
                 break  # nothing is kept for a size there
         self._cache.clear()
+
+    def _renoises(self, steps: int) -> bool:
+        return any(constants.renoises for constants in self._model.passes[steps])
 
     def validate(self, request: GenerateRequest) -> None:
         """Check everything that a request's author decides.
@@ -127,23 +130,37 @@ class Engine:
             raise InvalidRequestError(
                 f"{request.steps} steps are not supported; supported: {', '.join(map(str, self.info.steps))}."
             )
+        self._check_guidance(request)
         if not 0 <= request.seed <= LARGEST_SEED:
             raise InvalidRequestError(f"The seed {request.seed} is outside of 0 to {LARGEST_SEED}.")
         self._model.tokenizer.encode(request.prompt)
 
+    def _check_guidance(self, request: GenerateRequest) -> None:
+        if request.guidance == 1 or self._takes_guidance(request.steps):
+            return
+        able = [str(steps) for steps in self.info.steps if self._takes_guidance(steps)]
+        raise InvalidRequestError(
+            f"The guidance {request.guidance:g} is not supported at {request.steps} steps, only by multi-step "
+            f"schedules: {', '.join(able) or 'none'} of those advertised."
+        )
+
+    def _takes_guidance(self, steps: int) -> bool:
+        return all(constants.takes_guidance for constants in self._model.passes[steps])
+
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
-        """Draw a batch of validated requests of one size and step count.
+        """Draw a batch of validated requests of one size, step count and guidance.
 
         Raises:
-            ValueError: the batch is empty, too large or of mixed sizes or steps.
+            ValueError: the batch is empty, too large or of mixed sizes, steps or guidance.
             InvalidRequestError: a prompt has too many tokens.
         """
         self._check_batch(requests)
+        first = requests[0]
         watch = Stopwatch(self._model.placement.device)
         captions = self.encode_text(requests)
         watch.lap("text")
-        latents = self.denoise(self.draw_noise(requests), captions, requests[0].steps)
+        latents = self.denoise(self.draw_noise(requests), captions, first.steps, first.guidance)
         watch.lap("denoise")
         images = self.fetch(self.decode(latents))
         watch.lap("decode")
@@ -153,7 +170,8 @@ class Engine:
     def latents(self, requests: Sequence[GenerateRequest]) -> Tensor:
         """Return what :meth:`generate` would decode: ``[B, C, h, w]`` fp32 in the transformer's scale."""
         self._check_batch(requests)
-        return self.denoise(self.draw_noise(requests), self.encode_text(requests), requests[0].steps)
+        first, captions = requests[0], self.encode_text(requests)
+        return self.denoise(self.draw_noise(requests), captions, first.steps, first.guidance)
 
     def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Caption]:
         """Embed the prompts one by one, or take them from the cache."""
@@ -164,18 +182,35 @@ class Engine:
         shape = self._model.latent_shape(requests[0].width, requests[0].height)
         return Noise([request.seed for request in requests], shape, self._model.placement.device)
 
-    def denoise(self, noise: Noise, captions: Sequence[Caption], steps: int) -> Tensor:
-        """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32."""
+    def denoise(self, noise: Noise, captions: Sequence[Caption], steps: int, guidance: float = 1.0) -> Tensor:
+        """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32.
+
+        With guidance (Ho and Salimans, arXiv 2207.12598) each step is taken with the prompt and with the
+        negative one. A step is linear in the velocity, so the steps are combined in the velocities' stead.
+        """
         batches = self._split(captions)
+        negative = self._split(self._negative(len(captions))) if guidance != 1 else []
         latents = noise.draw()
         for constants in self._model.passes[steps]:
             fresh = noise.draw() if constants.renoises else None
-            moved = torch.empty_like(latents)
-            for rows, caption in batches:
-                own = None if fresh is None else fresh[rows]
-                moved[rows] = self._stages.denoise(latents[rows], own, caption, constants)
+            moved = self._move(latents, fresh, batches, constants)
+            if negative:
+                moved = torch.lerp(self._move(latents, fresh, negative, constants), moved, guidance)
             latents = moved
         return latents
+
+    def _negative(self, count: int) -> list[Caption]:
+        return [self._encode(self._model.negative_prompt)] * count
+
+    def _move(
+        self, latents: Tensor, fresh: Tensor | None, batches: Sequence[tuple[_Rows, Caption]], constants: Pass
+    ) -> Tensor:
+        """Move all latents along one pass, batch by batch."""
+        moved = torch.empty_like(latents)
+        for rows, caption in batches:
+            own = None if fresh is None else fresh[rows]
+            moved[rows] = self._stages.denoise(latents[rows], own, caption, constants)
+        return moved
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` to images ``[B, H, W, 3]`` uint8, on the device."""
@@ -222,9 +257,11 @@ class Engine:
     def _check_batch(self, requests: Sequence[GenerateRequest]) -> None:
         if not 1 <= len(requests) <= self.max_batch:
             raise ValueError(f"a batch of {len(requests)} requests is not between 1 and {self.max_batch}")
-        kinds = {(request.width, request.height, request.steps) for request in requests}
+        kinds = {(request.width, request.height, request.steps, request.guidance) for request in requests}
         if len(kinds) > 1:
-            raise ValueError(f"a batch shares one width, height and step count, but has {sorted(kinds)}")
+            raise ValueError(
+                f"a batch shares one width, height, step count and guidance, but has {sorted(kinds)}"
+            )
         if requests[0].steps not in self._model.passes:
             raise ValueError(
                 f"{requests[0].steps} steps were not advertised: {', '.join(map(str, self.info.steps))} were"
@@ -266,7 +303,7 @@ def describe(checkpoint: Checkpoint, model: Model, config: EngineConfig, seconds
         parameters=model.count_parameters(),
         sizes=model.card.sizes.listed,
         size_rule=str(model.card.sizes),
-        steps=config.steps,
+        steps=tuple(int(count) for count in config.steps),
         max_prompt_tokens=model.tokenizer.max_tokens,
         load_seconds=seconds,
         description=model.card.description,

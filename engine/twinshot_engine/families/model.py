@@ -27,11 +27,13 @@ class Pass(NamedTuple):
         modulation: what the family made of the pass's times, such as a row of its table.
         weights: ``[3]`` fp32, see :attr:`twinshot_engine.schedule.Schedule.weights`.
         renoises: whether fresh noise has any weight.
+        takes_guidance: whether it predicts the velocity at its own time.
     """
 
     modulation: Tensor
     weights: Tensor
     renoises: bool
+    takes_guidance: bool = False
 
 
 class Like(NamedTuple):
@@ -55,6 +57,7 @@ class Model(ABC):
         passes: the constants of every advertised step count.
         latent_channels: channels of the latents that noise is drawn for.
         downscale: pixels along a side that become one latent.
+        negative_prompt: what guidance leads away from.
     """
 
     tokenizer: PromptTokenizer
@@ -63,6 +66,7 @@ class Model(ABC):
     passes: Mapping[int, tuple[Pass, ...]]
     latent_channels: int
     downscale: int
+    negative_prompt: str = ""
 
     @property
     @abstractmethod
