@@ -21,8 +21,10 @@ class EngineConfig:
     """Settings of an :class:`~twinshot_engine.engine.Engine`.
 
     Attributes:
-        checkpoint: ``builtin``, a folder, a Hub id ``org/name[/subfolder][@revision]``, or ``random:z-image``
-            for random weights of the published sizes.
+        checkpoint: ``builtin``, a folder, a Hub id ``org/name[/subfolder][@revision]``, a safetensors or GGUF
+            file with a transformer alone (local or in a Hub repository), or ``random:z-image`` for random
+            weights of the published sizes.
+        base: a checkpoint of the same family that supplies the parts which ``checkpoint`` lacks.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
         precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32``, ``bf16`` or ``fp8``.
         text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting.
@@ -41,6 +43,7 @@ class EngineConfig:
     """
 
     checkpoint: str = BUILTIN
+    base: str | None = None
     device: str = "auto"
     precision: str = "auto"
     text_fp8: bool = False

@@ -1,7 +1,10 @@
 """Prompts in, pixels out: load, warm, then generate batch after batch."""
 
+import gc
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -12,13 +15,13 @@ from torch import Tensor
 
 from twinshot_engine.backends import BACKENDS, Stages
 from twinshot_engine.backends.stages import Advertised
-from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.families import Model, find_family
 from twinshot_engine.families.model import Pass, Progress
 from twinshot_engine.noise import Noise
-from twinshot_engine.random_weights import PREFIX, find_random
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.stopwatch import Stopwatch
 from twinshot_engine.text import CacheStatistics, Caption, CaptionCache
 from twinshot_engine.types import EngineInfo, GeneratedBatch, GenerateRequest, StageTimes
@@ -61,9 +64,9 @@ class Engine:
         placement = config.placement()
         set_number_formats(placement)
         report("checkpoint", 0.0)
-        wanted = config.checkpoint
-        checkpoint = find_random(wanted) if wanted.startswith(PREFIX) else find_checkpoint(wanted)
-        model = find_family(checkpoint).load(checkpoint, config, placement, report)
+        checkpoint = find_checkpoint(config.checkpoint, config.base)
+        with nothing_left_behind():
+            model = find_family(checkpoint).load(checkpoint, config, placement, report)
         report("ready", 1.0)
         return cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)
 
@@ -140,8 +143,8 @@ class Engine:
             return
         able = [str(steps) for steps in self.info.steps if self._takes_guidance(steps)]
         raise InvalidRequestError(
-            f"The guidance {request.guidance:g} is not supported at {request.steps} steps, only by multi-step "
-            f"schedules: {', '.join(able) or 'none'} of those advertised."
+            f"The guidance {request.guidance:g} is not supported at {request.steps} steps, only by "
+            f"multi-step schedules: {', '.join(able) or 'none'} of those advertised."
         )
 
     def _takes_guidance(self, steps: int) -> bool:
@@ -279,6 +282,21 @@ def _is_text(prompt: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Let go of whatever was loaded before an error: its frames would hold it for as long as it is kept."""
+    try:
+        yield
+    except BaseException as error:
+        failed: BaseException | None = error
+        while failed is not None:
+            traceback.clear_frames(failed.__traceback__)
+            failed = failed.__cause__ or failed.__context__
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
+        raise
 
 
 def set_number_formats(placement: Placement) -> None:

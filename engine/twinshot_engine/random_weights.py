@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint
 from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import find_family
-from twinshot_engine.weights import Header, StoredPart
+from twinshot_engine.tensor_files import Header
+from twinshot_engine.weights import StoredPart
 
 PREFIX = "random:"
 """What a reference to one of :data:`PUBLISHED` begins with."""
@@ -39,7 +40,7 @@ _LONGEST_PROMPT = 32768
 class RandomPart(StoredPart):
     """A part whose tensors are drawn when they are read."""
 
-    def read(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def read_stored(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """Draw tensors, in bf16 as checkpoints store them."""
         for name in names:
             yield name, draw(name, self.headers[name].shape, device)
@@ -69,7 +70,7 @@ class RandomCheckpoint(Checkpoint):
 
     def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:  # noqa: ARG002
         """The built-in checkpoint's tokenizer, without its limit."""
-        tokenizer = find_checkpoint(BUILTIN).tokenizer()
+        tokenizer = Checkpoint(BUILTIN_FOLDER, BUILTIN).tokenizer()
         tokenizer.model_max_length = _LONGEST_PROMPT
         return tokenizer
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class Steps(int):
 
     mode: str | None
 
-    def __new__(cls, count: int, mode: str | None = None) -> "Steps":
+    def __new__(cls, count: int, mode: str | None = None) -> Self:  # noqa: D102 - the class tells
         if count not in SUPPORTED_STEPS:
             raise ValueError(
                 f"{count} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"

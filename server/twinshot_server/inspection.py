@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 
-from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import Plan, plan
-from twinshot_engine.random_weights import PREFIX, find_random
+from twinshot_engine.gguf_file import QUANTIZED
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
 from twinshot_server.loading import engine_config
 from twinshot_server.machine import device_name, free_bytes
@@ -21,7 +22,7 @@ from twinshot_server.settings import Settings
 PRECISIONS = ("fp32", "bf16", "fp8")
 _USUAL_PARTS = ("text_encoder", "tokenizer", "transformer", "vae")
 _UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, **QUANTIZED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,12 @@ def inspect(settings: Settings) -> Inspection:
     """
     config = engine_config(settings)
     placement = config.placement()
-    reference = config.checkpoint
-    checkpoint = find_random(reference) if reference.startswith(PREFIX) else find_checkpoint(reference)
+    checkpoint = find_checkpoint(config.checkpoint, config.base)
     parts = [_look(checkpoint, name) for name in _part_names(checkpoint)]
     problems = [part.problem for part in parts if part.problem]
     needs, planned = _plan_all(checkpoint, config, placement, problems)
     return Inspection(
-        reference,
+        checkpoint.reference,
         str(checkpoint.folder),
         checkpoint.revision,
         _family(checkpoint, problems),
@@ -141,7 +141,7 @@ def _measure(name: str, stored: StoredPart) -> Part:
     return Part(
         name,
         sum(math.prod(header.shape) for header in headers),
-        sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers),
+        round(sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers)),
         len({header.path for header in headers}),
         tuple(sorted({header.kind for header in headers})),
     )

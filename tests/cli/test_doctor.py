@@ -67,7 +67,7 @@ def test_a_missing_checkpoint_is_a_fault_with_a_remedy(run: Callable[..., Any], 
 def test_a_damaged_checkpoint_is_a_fault(
     checkpoint: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinshot_engine.checkpoint.BUILTIN_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr("twinshot_engine.opening.BUILTIN_FOLDER", tmp_path / "gone")
     monkeypatch.chdir(tmp_path)
     findings = list(checkup.check_checkpoint(Settings(checkpoint=checkpoint, device="cpu")))
     faults = [finding for finding in findings if finding.check == "model files"]

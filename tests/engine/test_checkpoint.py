@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from twinshot_engine import checkpoint as module
-from twinshot_engine.checkpoint import find_checkpoint
+from twinshot_engine import hub, opening
 from twinshot_engine.config import BUILTIN, EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
 
 REQUEST = GenerateRequest("a red apple", seed=3)
@@ -122,7 +122,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_weights(
             f / WEIGHTS, lambda w: w | {"x_pad_token": torch.ones(1, 64, dtype=torch.int8)}
         ),
-        "stores 'x_pad_token' as I8, not as one of BF16, F16, F32, F64",
+        "stores 'x_pad_token' as I8, not as one of F64, F32, F16, BF16,",
     ),
     "shard outside": (point_elsewhere, "which is not a safetensors file beside it"),
     "lost shard": (lose_a_shard, "part-2.safetensors' is missing, though"),
@@ -211,7 +211,7 @@ def test_unknown_references_are_explained(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"There is no folder .* not a Hub id") as caught:
+    with pytest.raises(CheckpointError, match=r"There is no folder or file .* not a Hub id") as caught:
         find_checkpoint(reference)
     assert str(caught.value).endswith(".")
 
@@ -232,39 +232,44 @@ def test_hub_ids_are_taken_apart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "c0ffee" / subfolder).mkdir(parents=True)
+    folder = tmp_path / "c0ffee" / subfolder
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
     asked: list[tuple[str, str | None, list[str]]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        assert not ignore_patterns
         asked.append((name, revision, allow_patterns))
         return str(tmp_path / "c0ffee")
 
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     found = find_checkpoint(reference)
-    assert asked[0][:2] == (repository, revision)
-    assert all(pattern.startswith(subfolder) for pattern in asked[0][2])
-    assert not any(pattern.endswith(("bin", "py", "pt", "*")) for pattern in asked[0][2])
-    assert (found.folder, found.revision) == (tmp_path / "c0ffee" / subfolder, "c0ffee")
+    assert {call[:2] for call in asked} == {(repository, revision)}
+    patterns = [pattern for call in asked for pattern in call[2]]
+    assert all(pattern.startswith(subfolder) for pattern in patterns)
+    assert not any(pattern.endswith(("bin", "py", "pt", "*")) for pattern in patterns)
+    assert (found.folder, found.revision) == (folder, "c0ffee")
 
 
 def test_failing_downloads_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise OSError("no route\nto host.")
 
-    monkeypatch.setattr(module, "snapshot_download", fail)
-    with pytest.raises(
-        CheckpointError, match=r"^'org/name' cannot be fetched from the Hub: no route to host\.$"
-    ):
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    said = "^'org/name' cannot be fetched from the Hub: no route to host; without a network, name a folder.$"
+    with pytest.raises(CheckpointError, match=said):
         find_checkpoint("org/name")
 
 
 def test_missing_subfolders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(CheckpointError, match="'org/name' has no folder 'sub'"):
         find_checkpoint("org/name/sub")
 
 
 def test_a_missing_builtin_checkpoint_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUILTIN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(opening, "BUILTIN_FOLDER", tmp_path / "absent")
     with pytest.raises(CheckpointError, match="The built-in checkpoint is not part of this installation"):
         Engine.load(EngineConfig(BUILTIN))

@@ -31,7 +31,10 @@ def stock(tiny: Path) -> ZImagePipeline:
 
 @torch.no_grad()
 def guided(stock: ZImagePipeline, guidance: float) -> Tensor:
-    """Diffusers' network with and without the prompt; at its own time TwinFlow's second embedder is silent."""
+    """Diffusers' network with and without the prompt.
+
+    Where a pass aims at its own time, TwinFlow's second embedder has no share.
+    """
     captions = [
         stock.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)[0]
         for prompt in (REQUEST.prompt, "")

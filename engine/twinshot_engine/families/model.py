@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
+from twinshot_engine.families.repacked import Repack
 from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import Size
 
@@ -156,8 +157,10 @@ class Family(NamedTuple):
         load: builds its model.
         plan: tells what loading would take.
         open_forms: of each part by its folder, which names and shapes random weights.
+        repack: how files with its transformer alone are read; None if they are not.
     """
 
     load: FamilyLoader
     plan: FamilyPlanner
     open_forms: Mapping[str, OpenForm]
+    repack: Repack | None = None

@@ -28,6 +28,7 @@ from twinshot_engine.families.parts import (
     part_bytes,
 )
 from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.families.z_image_keys import Z_IMAGE_REPACK
 from twinshot_engine.memory import check_memory, kl_decoder_bytes, stream_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
 from twinshot_engine.schedule import advance
@@ -242,5 +243,6 @@ Z_IMAGE = Family(
         "transformer": lambda config: SingleStreamTransformer(SingleStreamConfig.from_dict(config)),
         "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
     },
+    Z_IMAGE_REPACK,
 )
 """``ZImagePipeline``."""
