@@ -7,7 +7,7 @@ names the file. Nothing in it is ever unpickled or executed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,11 @@ from transformers import AutoTokenizer
 
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.files import quoted, read_json, tell
-from twinshot_engine.stored_parts import find_part
+from twinshot_engine.stored_parts import all_headers, part_files
 from twinshot_engine.weights import StoredPart
+
+TRANSFORMER = "transformer"
+"""The folder of the part that files hold alone, and that adapters change."""
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "miniature"
 
@@ -32,12 +35,14 @@ class Checkpoint:
         reference: by which it was found.
         revision: its Hub commit, if it has one.
         base: the checkpoint that parts come from whose folders are missing here, if any.
+        merge: what is done to the transformer before anything reads it, such as merging adapters.
     """
 
     folder: Path
     reference: str
     revision: str | None = None
     base: Checkpoint | None = None
+    merge: Callable[[StoredPart], StoredPart] = lambda stored: stored
 
     @property
     def name(self) -> str:
@@ -74,8 +79,25 @@ class Checkpoint:
         rename: Callable[[str], str] = lambda name: name,
         ignored: Callable[[str], bool] = lambda _name: False,
     ) -> StoredPart:
-        """Read the headers of a part's weights; see :func:`~twinshot_engine.weights.find_part`."""
-        return find_part(self.home(name) / name, rename=rename, ignored=ignored)
+        """Read the headers of a part's weights.
+
+        Args:
+            name: its folder.
+            rename: from a tensor's name in the file to the name it is known by here.
+            ignored: names of tensors that are known and not needed.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or not what its index says.
+        """
+        stored = self.find_part(name)
+        headers = {rename(key): header for key, header in stored.headers.items()}
+        named = replace(stored, headers=headers, ignored=ignored)
+        return self.merge(named) if name == TRANSFORMER else named
+
+    def find_part(self, name: str) -> StoredPart:
+        """Read the headers of a part's weights, under their own names; see :meth:`part`."""
+        folder = self.home(name) / name
+        return StoredPart(folder, all_headers(part_files(folder)))
 
     def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:
         """Load a tokenizer.

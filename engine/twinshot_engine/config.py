@@ -1,11 +1,12 @@
 """What to load, and where and how to compute."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from twinshot_engine.adapter_source import AdapterSource
 from twinshot_engine.types import Size
 
 BUILTIN = "builtin"
@@ -37,6 +38,8 @@ class EngineConfig:
         max_batch: most requests in one call.
         text_cache_bytes: most bytes of encoded prompts kept on the device; 0 keeps none.
         threads: CPU threads for the whole process; None leaves torch's own choice.
+        adapters: LoRA files: ``name=path[:scale]`` for requests to choose by name, ``path[:scale]`` to be
+            merged into the weights for good; a path may be a Hub id.
 
     Raises:
         ValueError: a setting is not one of those.
@@ -54,6 +57,7 @@ class EngineConfig:
     max_batch: int = 8
     text_cache_bytes: int = 256 * 2**20
     threads: int | None = None
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -66,12 +70,35 @@ class EngineConfig:
                 raise ValueError(f"{name} {value} is not at least 1")
         if self.text_cache_bytes < 0:
             raise ValueError(f"text_cache_bytes {self.text_cache_bytes} is not at least 0")
+        if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them")
+        self._check_steps()
+        self._check_adapters()
+
+    def _check_steps(self) -> None:
         if not self.steps:
             raise ValueError("steps is empty: at least one step count must be advertised")
         if len(set(self.steps)) < len(self.steps):
             raise ValueError(f"steps {', '.join(map(str, self.steps))} name a count twice: one schedule each")
-        if 1 not in self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ValueError(f"batch_sizes {self.batch_sizes} are not whole numbers from 1 with 1 among them")
+
+    def _check_adapters(self) -> None:
+        names = [source.name for source in self._adapter_sources if source.name]
+        if len(set(names)) < len(names):
+            raise ValueError(f"adapters {', '.join(names)} name one twice")
+
+    @property
+    def named_adapters(self) -> Mapping[str, AdapterSource]:
+        """The adapters that requests may choose."""
+        return {source.name: source for source in self._adapter_sources if source.name}
+
+    @property
+    def merged_adapters(self) -> tuple[AdapterSource, ...]:
+        """The adapters that become part of the weights, in order."""
+        return tuple(source for source in self._adapter_sources if source.name is None)
+
+    @property
+    def _adapter_sources(self) -> list[AdapterSource]:
+        return [AdapterSource.parse(text) for text in self.adapters]
 
     def placement(self) -> "Placement":
         """Resolve the automatic choices on this machine.

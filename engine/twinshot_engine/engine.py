@@ -17,9 +17,10 @@ from twinshot_engine.backends import BACKENDS, Stages
 from twinshot_engine.backends.stages import Advertised
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
-from twinshot_engine.errors import InvalidRequestError
+from twinshot_engine.errors import CheckpointError, InvalidRequestError
 from twinshot_engine.families import Model, find_family
 from twinshot_engine.families.model import Pass, Progress
+from twinshot_engine.lora import Adapters, AdapterSource
 from twinshot_engine.noise import Noise
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.stopwatch import Stopwatch
@@ -43,6 +44,7 @@ class Engine:
         self._config = config
         self._stages = BACKENDS[model.placement.backend](model)
         self._cache = CaptionCache(config.text_cache_bytes)
+        self._adapters = Adapters(model)
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress | None = None) -> "Engine":
@@ -64,11 +66,15 @@ class Engine:
         placement = config.placement()
         set_number_formats(placement)
         report("checkpoint", 0.0)
-        checkpoint = find_checkpoint(config.checkpoint, config.base)
+        checkpoint = find_checkpoint(config.checkpoint, config.base, config.merged_adapters)
         with nothing_left_behind():
             model = find_family(checkpoint).load(checkpoint, config, placement, report)
+            engine = cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)
+            for name, source in config.named_adapters.items():
+                report(f"adapter {name}", 1.0)
+                engine._adapters.load(name, source)
         report("ready", 1.0)
-        return cls(model, describe(checkpoint, model, config, time.perf_counter() - started), config)
+        return engine
 
     @property
     def stages(self) -> Stages:
@@ -84,6 +90,31 @@ class Engine:
     def cache_statistics(self) -> CacheStatistics:
         """Hits and misses of the captions kept by prompt, and what they take."""
         return replace(self._cache.statistics)
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The names of the adapters that requests may choose."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Load an adapter while the engine serves, between two calls of :meth:`generate`.
+
+        Args:
+            name: by which requests choose it; one of the same name is replaced.
+            source: ``path[:scale]``, see :class:`~twinshot_engine.lora.AdapterSource`.
+
+        Raises:
+            InvalidRequestError: in one sentence, why it cannot be used; the others stay as they are.
+        """
+        try:
+            self._adapters.load(name, AdapterSource.parse(source))
+        except (CheckpointError, ValueError) as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def unload_adapter(self, name: str) -> None:
+        """Let go of an adapter. Raises InvalidRequestError if there is none of that name."""
+        with torch.inference_mode():
+            self._adapters.unload(name)
 
     def warm(self, progress: Progress | None = None) -> None:
         """Do once whatever makes a first request slow, for every advertised size and caption length.
@@ -134,6 +165,7 @@ class Engine:
                 f"{request.steps} steps are not supported; supported: {', '.join(map(str, self.info.steps))}."
             )
         self._check_guidance(request)
+        self._adapters.check(request.adapter)
         if not 0 <= request.seed <= LARGEST_SEED:
             raise InvalidRequestError(f"The seed {request.seed} is outside of 0 to {LARGEST_SEED}.")
         self._model.tokenizer.encode(request.prompt)
@@ -152,14 +184,15 @@ class Engine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
-        """Draw a batch of validated requests of one size, step count and guidance.
+        """Draw a batch of validated requests of one size, step count, guidance and adapter.
 
         Raises:
-            ValueError: the batch is empty, too large or of mixed sizes, steps or guidance.
-            InvalidRequestError: a prompt has too many tokens.
+            ValueError: the batch is empty, too large or of mixed sizes, steps, guidance or adapters.
+            InvalidRequestError: a prompt has too many tokens, or the adapter was unloaded meanwhile.
         """
         self._check_batch(requests)
         first = requests[0]
+        self._adapters.use(first.adapter)
         watch = Stopwatch(self._model.placement.device)
         captions = self.encode_text(requests)
         watch.lap("text")
@@ -173,7 +206,9 @@ class Engine:
     def latents(self, requests: Sequence[GenerateRequest]) -> Tensor:
         """Return what :meth:`generate` would decode: ``[B, C, h, w]`` fp32 in the transformer's scale."""
         self._check_batch(requests)
-        first, captions = requests[0], self.encode_text(requests)
+        first = requests[0]
+        self._adapters.use(first.adapter)
+        captions = self.encode_text(requests)
         return self.denoise(self.draw_noise(requests), captions, first.steps, first.guidance)
 
     def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Caption]:
@@ -194,7 +229,7 @@ class Engine:
         batches = self._split(captions)
         negative = self._split(self._negative(len(captions))) if guidance != 1 else []
         latents = noise.draw()
-        for constants in self._model.passes[steps]:
+        for constants in self._adapters.passes[steps]:
             fresh = noise.draw() if constants.renoises else None
             moved = self._move(latents, fresh, batches, constants)
             if negative:
@@ -233,7 +268,7 @@ class Engine:
 
     def _encode(self, prompt: str) -> Caption:
         ids = self._model.tokenizer.encode(prompt)
-        key = tuple(ids)
+        key = self._adapters.number, *ids  # an adapter may change what the transformer makes of text
         caption = self._cache.get(key)
         if caption is None:
             caption = self._stages.encode(*self._model.tokenizer.pad(ids))
@@ -260,10 +295,10 @@ class Engine:
     def _check_batch(self, requests: Sequence[GenerateRequest]) -> None:
         if not 1 <= len(requests) <= self.max_batch:
             raise ValueError(f"a batch of {len(requests)} requests is not between 1 and {self.max_batch}")
-        kinds = {(request.width, request.height, request.steps, request.guidance) for request in requests}
-        if len(kinds) > 1:
+        if len({(each.width, each.height, each.steps, each.guidance, each.adapter) for each in requests}) > 1:
             raise ValueError(
-                f"a batch shares one width, height, step count and guidance, but has {sorted(kinds)}"
+                "a batch shares one width, height, step count, guidance and adapter, but has "
+                f"{[(each.width, each.height, each.steps, each.guidance, each.adapter) for each in requests]}"
             )
         if requests[0].steps not in self._model.passes:
             raise ValueError(

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint
+from twinshot_engine.adapter_source import AdapterSource
+from twinshot_engine.checkpoint import BUILTIN_FOLDER, TRANSFORMER, Checkpoint
 from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families import FAMILIES
+from twinshot_engine.families import FAMILIES, find_family
 from twinshot_engine.families.repacked import Headers, Repack, strip_prefix
 from twinshot_engine.files import listed, quoted
 from twinshot_engine.hub import INDEX, HubId, only_checkpoint, parse_hub_id
+from twinshot_engine.lora import find_lora
 from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stored_parts import all_headers, holds_weights, part_files
 from twinshot_engine.tensor_files import SUFFIXES
 from twinshot_engine.transformer_file import TransformerFile
+from twinshot_engine.weights import StoredPart
 
-_PART = "transformer"
 
-
-def find_checkpoint(reference: str, base: str | None = None) -> Checkpoint:
+def find_checkpoint(
+    reference: str, base: str | None = None, adapters: Sequence[AdapterSource] = ()
+) -> Checkpoint:
     """Find what ``EngineConfig.checkpoint`` names, downloading it from the Hub if need be.
 
     Args:
         reference: see :class:`~twinshot_engine.config.EngineConfig`.
         base: likewise; supplies the parts that are missing.
+        adapters: to be merged into the transformer as it is read.
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be downloaded, or the base is
             of another family.
     """
+    found = _find(reference, base)
+    return replace(found, merge=partial(_merge, found, adapters)) if adapters else found
+
+
+def _merge(checkpoint: Checkpoint, adapters: Sequence[AdapterSource], stored: StoredPart) -> StoredPart:
+    repack = find_family(checkpoint).repack
+    for source in adapters:
+        lora = find_lora(source, stored.headers, repack.translate if repack else lambda headers: headers)
+        stored = stored.updated(lora.updates)
+    return stored
+
+
+def _find(reference: str, base: str | None) -> Checkpoint:
     if reference.startswith(PREFIX):
         return find_random(reference)
     if reference == BUILTIN:
@@ -84,7 +103,7 @@ def _complete(checkpoint: Checkpoint, base: str | None) -> Checkpoint:
     supplied = find_base(base, {path.name for path in checkpoint.folder.iterdir() if path.is_dir()})
     if (checkpoint.folder / INDEX).is_file() and checkpoint.family != supplied.family:
         raise _other_family(quoted(checkpoint.folder), checkpoint.family, supplied)
-    return Checkpoint(checkpoint.folder, checkpoint.reference, checkpoint.revision, supplied)
+    return replace(checkpoint, base=supplied)
 
 
 def find_base(reference: str, present: Collection[str]) -> Checkpoint:
@@ -107,10 +126,18 @@ def _open_transformer(path: Path, reference: str, revision: str | None, base: st
         )
     stored = strip_prefix(all_headers([path] if path.is_file() else part_files(path)))
     pipeline, repack, headers = _recognise(path, stored)
-    supplied = None if base is None else find_base(base, {_PART})
+    supplied = None if base is None else find_base(base, {TRANSFORMER})
     if supplied is not None and supplied.family != pipeline:
         raise _other_family(quoted(path), pipeline, supplied, f", such as {repack.base!r}")
-    return TransformerFile(path, reference, revision, supplied, headers, pipeline, repack.base)
+    return TransformerFile(
+        path,
+        reference,
+        revision,
+        supplied,
+        headers=headers,
+        pipeline=pipeline,
+        usual_base=repack.base,
+    )
 
 
 def _recognise(path: Path, stored: Headers) -> tuple[str, Repack, Headers]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,21 +78,15 @@ class RandomCheckpoint(Checkpoint):
         """Whether there is such a config."""
         return path[0] in (self.configs or {})
 
-    def part(
-        self,
-        name: str,
-        *,
-        rename: Callable[[str], str] = lambda name: name,
-        ignored: Callable[[str], bool] = lambda _name: False,
-    ) -> StoredPart:
+    def find_part(self, name: str) -> StoredPart:
         """Name the tensors that such a checkpoint stores."""
         with torch.device("meta"):
             module = find_family(self).open_forms[name](self.read_json(name))
         headers = {
-            rename(key): Header(Path(name), key, tuple(parameter.shape), "BF16")
+            key: Header(Path(name), key, tuple(parameter.shape), "BF16")
             for key, parameter in module.named_parameters()
         }
-        return RandomPart(Path(self.reference, name), headers, ignored)
+        return RandomPart(Path(self.reference, name), headers)
 
 
 def find_random(reference: str) -> RandomCheckpoint:

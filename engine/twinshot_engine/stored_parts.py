@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.files import listed, quoted, read_json
 from twinshot_engine.tensor_files import Header, read_headers
-from twinshot_engine.weights import StoredPart
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def find_part(
-    folder: Path,
-    *,
-    rename: Callable[[str], str] = lambda name: name,
-    ignored: Callable[[str], bool] = lambda _name: False,
-) -> StoredPart:
-    """Read the headers of a part's safetensors files.
-
-    Args:
-        folder: holds ``diffusion_pytorch_model`` or ``model``, as ``.safetensors`` or shards with an index.
-        rename: from a tensor's name in the file to the name it is known by here.
-        ignored: names of tensors that are known and not needed.
-
-    Raises:
-        CheckpointError: a file is missing, pickled, truncated, no safetensors file, or not what the index
-            says.
-    """
-    headers = all_headers(part_files(folder))
-    return StoredPart(folder, {rename(name): header for name, header in headers.items()}, ignored)
 
 
 def holds_weights(folder: Path) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.checkpoint import TRANSFORMER, Checkpoint
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.files import quoted, read_json
 from twinshot_engine.tensor_files import Header
 from twinshot_engine.weights import StoredPart
 
-_PART = "transformer"
 _CONFIG = "config.json"
 
 
@@ -59,18 +58,12 @@ class TransformerFile(Checkpoint):
         own = self.folder / _CONFIG
         return (
             read_json(own)
-            if path == (_PART, _CONFIG) and own.is_file()
+            if path == (TRANSFORMER, _CONFIG) and own.is_file()
             else read_json(self.home(path[0]).joinpath(*path))
         )
 
-    def part(
-        self,
-        name: str,
-        *,
-        rename: Callable[[str], str] = lambda name: name,
-        ignored: Callable[[str], bool] = lambda _name: False,
-    ) -> StoredPart:
-        """Read the headers of a part's weights; see :func:`~twinshot_engine.stored_parts.find_part`."""
-        if name != _PART:
-            return Checkpoint.part(self, name, rename=rename, ignored=ignored)
-        return StoredPart(self.folder, {rename(key): h for key, h in self.headers.items()}, ignored)
+    def find_part(self, name: str) -> StoredPart:
+        """Read the headers of a part's weights; the transformer's are known already."""
+        return (
+            StoredPart(self.folder, self.headers) if name == TRANSFORMER else Checkpoint.find_part(self, name)
+        )

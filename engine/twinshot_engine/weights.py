@@ -9,7 +9,7 @@ no time are two copies of a part in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +52,11 @@ class StoredPart:
     """Says which stored tensors are known and deliberately not read."""
     updates: Mapping[str, Update] = field(default_factory=dict)
     """What is done to some tensors as they are read: adapters are merged so."""
+
+    def updated(self, updates: Mapping[str, Update]) -> StoredPart:
+        """The same part with these updates done after those it has."""
+        chained = {name: _chain(self.updates.get(name), update) for name, update in updates.items()}
+        return replace(self, updates={**self.updates, **chained})
 
     def check(self, module: nn.Module, slots: Mapping[str, Slot]) -> None:
         """Compare the headers with what ``module`` expects.
@@ -153,6 +158,10 @@ class StoredPart:
                 f"{quoted(header.path)} stores {name!r} as {list(header.shape)}, where its config says "
                 f"{list(expected)}: config and weights must be of one model."
             )
+
+
+def _chain(first: Update | None, second: Update) -> Update:
+    return second if first is None else lambda tensor: second(first(tensor))
 
 
 def same_names(module: nn.Module) -> dict[str, Slot]:

@@ -45,7 +45,6 @@ def fold(unfolded: SingleStreamTransformer) -> FoldedTransformer:
         parameter.data.zero_() if ".w" in name else parameter.data.fill_(torch.nan)
     for name, slot in folded_slots(folded).items():
         slot.place(parameters[slot.parameter].data).copy_(state[name])
-    folded.table = fold_times(unfolded, TIMES)
     return folded.eval()
 
 
@@ -77,7 +76,7 @@ def test_folded_equals_unfolded(row: int, change: dict[str, Any]) -> None:
     t, target_t = (torch.tensor([time]) for time in TIMES[row])
     expected = unfolded(latents, unfolded.embed_time(t, target_t), embeddings, lengths)
     caption = folded.refine_caption(embeddings, lengths)
-    result = folded.predict(latents, caption, folded.modulation(folded.table[row]))
+    result = folded.predict(latents, caption, folded.modulation(fold_times(unfolded, TIMES)[row]))
     assert far(result, expected) < 1e-5
 
 
@@ -112,7 +111,6 @@ def test_one_row_serves_a_whole_batch_as_rows_of_their_own_do() -> None:
 def to_fp8(folded: FoldedTransformer) -> FoldedTransformer:
     """Quantise projections in place of a loader: per output channel, by the formula."""
     quantized = copy.deepcopy(folded).to(torch.bfloat16)
-    quantized.table = folded.table
     weights = {n: m.weight.data.float() for n, m in quantized.named_modules() if isinstance(m, Projection)}
     quantize_projections(quantized, lambda name: not name.startswith("context_refiner"))
     for name, part in quantized.named_modules():
@@ -125,15 +123,15 @@ def to_fp8(folded: FoldedTransformer) -> FoldedTransformer:
 
 @torch.no_grad()
 def test_fp8_differs_by_its_rounding_alone() -> None:
-    folded = fold(open_form())
+    unfolded = open_form()
+    folded, table = fold(unfolded), fold_times(unfolded, TIMES)
     half, quantized = copy.deepcopy(folded).to(torch.bfloat16), to_fp8(folded)
-    half.table = folded.table
     latents, embeddings, lengths = inputs()
 
     def run(model: FoldedTransformer) -> Tensor:
         dtype = model.cap_pad_token.dtype
         caption = model.refine_caption(embeddings.to(dtype), lengths)
-        return model.predict(latents.to(dtype), caption, model.modulation(model.table[0])).float()
+        return model.predict(latents.to(dtype), caption, model.modulation(table[0])).float()
 
     exact = run(folded)
     assert quantized.layers[0].get_parameter("attention.to_qkv.weight").dtype == FP8

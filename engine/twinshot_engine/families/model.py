@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
-from twinshot_engine.families.repacked import Repack
+from twinshot_engine.families.repacked import Headers, Repack
 from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import Size
+from twinshot_engine.weights import Slot, StoredPart
 
 Progress = Callable[[str, float], None]
 """Receives what is being loaded and how much is done, 0 to 1."""
@@ -44,6 +45,24 @@ class Like(NamedTuple):
     dtype: torch.dtype
 
 
+class Adaptable(NamedTuple):
+    """What adapters change of a loaded model.
+
+    Attributes:
+        module: the transformer.
+        stored: its weights as they are stored.
+        slots: from stored names to the module's parameters; what has none only makes the passes.
+        fold: makes the passes of every advertised step count of stored weights.
+        translate: as :attr:`~twinshot_engine.families.repacked.Repack.translate`.
+    """
+
+    module: nn.Module
+    stored: StoredPart
+    slots: Mapping[str, Slot]
+    fold: Callable[[StoredPart], Mapping[int, tuple[Pass, ...]]]
+    translate: Callable[[Headers], Headers]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model(ABC):
     """A text-to-image model, loaded and placed, and the three stages it makes.
@@ -59,6 +78,7 @@ class Model(ABC):
         latent_channels: channels of the latents that noise is drawn for.
         downscale: pixels along a side that become one latent.
         negative_prompt: what guidance leads away from.
+        adaptable: what adapters change; None if it takes none.
     """
 
     tokenizer: PromptTokenizer
@@ -68,6 +88,7 @@ class Model(ABC):
     latent_channels: int
     downscale: int
     negative_prompt: str = ""
+    adaptable: Adaptable | None = None
 
     @property
     @abstractmethod

@@ -18,7 +18,7 @@ from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Like, Model, Pass, Plan, Progress
 from twinshot_engine.families.parts import (
     Part,
     advertised_card,
@@ -83,7 +83,7 @@ class ZImageModel(Model):
     def denoise(
         self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
-        """Run one pass; ``modulation`` is a row of the transformer's table."""
+        """Run one pass; ``modulation`` is a row of the table of times."""
         named = self.transformer.modulation(modulation)
         prediction = self.transformer.predict(latents.to(self.placement.dtype), caption[0], named)
         # Z-Image predicts from noise to data; velocities point from data to noise.
@@ -117,18 +117,23 @@ def load_z_image(
     fill_parts(found.parts, placement.device, progress)
     progress("modulation table", 1.0)
     transformer = found.transformer
-    times = distinct_times(config.steps)
-    transformer.table = read_times(found.unfolded, transformer.config, times, placement.device)
+
+    def fold(stored: StoredPart) -> Mapping[int, tuple[Pass, ...]]:
+        table = read_times(stored, transformer.config, distinct_times(config.steps), placement.device)
+        return make_passes(table, config.steps)
+
+    slots = folded_slots(transformer)
     return ZImageModel(
         tokenizer=found.tokenizer,
         placement=placement,
         card=found.card,
-        passes=make_passes(transformer.table, config.steps),
+        passes=fold(found.unfolded),
         latent_channels=transformer.config.in_channels,
         downscale=found.decoder.config.downscale,
         text=found.text,
         transformer=transformer,
         decoder=serving_decoder(found.decoder, placement.dtype),
+        adaptable=Adaptable(transformer, found.unfolded, slots, fold, Z_IMAGE_REPACK.translate),
     )
 
 
