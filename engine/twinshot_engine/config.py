@@ -13,6 +13,9 @@ BUILTIN = "builtin"
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 _BACKENDS = ("auto", "eager", "fused")
+_MEMORY = ("normal", "low")
+_AUTOMATIC = {(True, False): "bf16", (True, True): "fp8", (False, False): "fp32", (False, True): "bf16"}
+"""What precision "auto" means on a GPU or not, with little memory or not."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _FP8_CAPABILITY = (8, 9)
 
@@ -25,10 +28,9 @@ class EngineConfig:
         checkpoint: ``builtin``, a folder, a Hub id ``org/name[/subfolder][@revision]``, a safetensors or GGUF
             file with a transformer alone (local or in a Hub repository), or ``random:z-image`` for random
             weights of the published sizes.
-        base: a checkpoint of the same family that supplies the parts which ``checkpoint`` lacks.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
         precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32``, ``bf16`` or ``fp8``.
-        text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting.
+        text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting but memory.
         backend: ``fused`` replays CUDA graphs captured while warming, ``eager`` runs the same operations one
             by one, ``auto`` is fused on a GPU.
         sizes: the sizes to advertise, as (width, height), default first; None for the checkpoint's own.
@@ -38,15 +40,16 @@ class EngineConfig:
         max_batch: most requests in one call.
         text_cache_bytes: most bytes of encoded prompts kept on the device; 0 keeps none.
         threads: CPU threads for the whole process; None leaves torch's own choice.
+        base: a checkpoint of the same family that supplies the parts which ``checkpoint`` lacks.
         adapters: LoRA files: ``name=path[:scale]`` for requests to choose by name, ``path[:scale]`` to be
             merged into the weights for good; a path may be a Hub id.
+        memory: ``low`` makes ``precision: auto`` fp8, and the text encoder too; on the CPU it makes it bf16.
 
     Raises:
         ValueError: a setting is not one of those.
     """
 
     checkpoint: str = BUILTIN
-    base: str | None = None
     device: str = "auto"
     precision: str = "auto"
     text_fp8: bool = False
@@ -57,13 +60,16 @@ class EngineConfig:
     max_batch: int = 8
     text_cache_bytes: int = 256 * 2**20
     threads: int | None = None
+    base: str | None = None
     adapters: tuple[str, ...] = ()
+    memory: str = "normal"
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device {self.device!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<index>'")
         _check_choice("precision", self.precision, ("auto", *_DTYPES))
         _check_choice("backend", self.backend, _BACKENDS)
+        _check_choice("memory", self.memory, _MEMORY)
         for name in ("max_batch", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -107,14 +113,16 @@ class EngineConfig:
             ValueError: the device does not exist here, or cannot do what is asked for.
         """
         device = self._find_device()
-        automatic = "bf16" if device.type == "cuda" else "fp32"
+        low, cuda = self.memory == "low", device.type == "cuda"
+        automatic = _AUTOMATIC[cuda, low]
         precision = automatic if self.precision == "auto" else self.precision
-        if precision == "fp8" or self.text_fp8:
+        text_fp8 = self.text_fp8 or (low and cuda)
+        if precision == "fp8" or text_fp8:
             _check_fp8(device)
         backend = ("fused" if device.type == "cuda" else "eager") if self.backend == "auto" else self.backend
         if backend == "fused" and device.type != "cuda":
             raise ValueError(f"backend 'fused' needs a GPU, not {str(device)!r}: 'eager' is accepted there")
-        return Placement(device, precision, self.text_fp8, backend)
+        return Placement(device, precision, text_fp8, backend)
 
     def _find_device(self) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -171,16 +171,13 @@ class Engine:
         self._model.tokenizer.encode(request.prompt)
 
     def _check_guidance(self, request: GenerateRequest) -> None:
-        if request.guidance == 1 or self._takes_guidance(request.steps):
+        if request.guidance == 1 or request.steps in self.info.guided_steps:
             return
-        able = [str(steps) for steps in self.info.steps if self._takes_guidance(steps)]
+        able = ", ".join(map(str, self.info.guided_steps)) or "none"
         raise InvalidRequestError(
             f"The guidance {request.guidance:g} is not supported at {request.steps} steps, only by "
-            f"multi-step schedules: {', '.join(able) or 'none'} of those advertised."
+            f"multi-step schedules: {able} of those advertised."
         )
-
-    def _takes_guidance(self, steps: int) -> bool:
-        return all(constants.takes_guidance for constants in self._model.passes[steps])
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
@@ -360,5 +357,10 @@ def describe(checkpoint: Checkpoint, model: Model, config: EngineConfig, seconds
         max_prompt_tokens=model.tokenizer.max_tokens,
         load_seconds=seconds,
         description=model.card.description,
+        guided_steps=tuple(
+            int(count)
+            for count in config.steps
+            if all(constants.takes_guidance for constants in model.passes[count])
+        ),
         vocabulary=model.card.vocabulary,
     )

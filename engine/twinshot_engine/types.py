@@ -78,6 +78,7 @@ class EngineInfo:
         max_prompt_tokens: longest prompt with its chat template.
         load_seconds: from the start of loading until ready.
         description: one line about the checkpoint; may be empty.
+        guided_steps: those of them that take guidance.
         vocabulary: what a narrow checkpoint knows, by kind of word; empty for a general one.
     """
 
@@ -95,6 +96,7 @@ class EngineInfo:
     max_prompt_tokens: int
     load_seconds: float
     description: str = ""
+    guided_steps: Sequence[int] = ()
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
     text_precision: str = "fp32"
     backend: str = "eager"

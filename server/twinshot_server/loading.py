@@ -6,6 +6,7 @@ import torch
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
+from twinshot_engine.schedule import Steps
 from twinshot_server.engine_protocol import Progress
 from twinshot_server.settings import Settings, SettingsError
 
@@ -26,13 +27,16 @@ def engine_config(settings: Settings) -> EngineConfig:
     try:
         config = EngineConfig(
             checkpoint=settings.checkpoint,
+            base=settings.base,
+            adapters=settings.adapter,
             device=_own_device(settings),
             precision=settings.precision,
             text_fp8=settings.text_fp8,
+            memory=settings.memory,
             backend=settings.backend,
             sizes=settings.listed_sizes,
-            steps=settings.listed_steps,
-            batch_sizes=settings.batch_sizes,
+            steps=tuple(map(Steps.parse, settings.steps.split(","))),
+            batch_sizes=(1,) if settings.memory == "low" else settings.batch_sizes,
             max_batch=settings.largest_batch,
             threads=settings.threads,
         )

@@ -26,12 +26,12 @@ class Batch:
     """The moment it was sent, or its forerunner ended."""
     images: int = field(init=False)
     size: Size = field(init=False)
-    steps: int = field(init=False)
+    passes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.images = len(self.jobs)
         first, _ = next(iter(self.jobs.values()))
-        self.size, self.steps = first.size, first.request.steps
+        self.size, self.passes = first.size, first.request.passes
 
 
 class Owner(Protocol):

@@ -155,7 +155,7 @@ class Dispatcher:
         self._set_alarm(now)
 
     def _give(self, engine: EngineLink, jobs: Sequence[Job]) -> None:
-        expected = self.costs.seconds(jobs[0].size, jobs[0].request.steps, len(jobs))
+        expected = self.costs.seconds(jobs[0].size, jobs[0].request.passes, len(jobs))
         engine.draw([(job, self._slots.pop()) for job in jobs], expected)
         for job in jobs:
             job.started.set_result(None)
@@ -203,7 +203,7 @@ class Dispatcher:
         if finished.drawn:
             self._metrics.count_batch(finished.drawn)
         if finished.drawn == batch.images:
-            self.costs.learn(batch.size, batch.steps, batch.images, time.monotonic() - batch.started)
+            self.costs.learn(batch.size, batch.passes, batch.images, time.monotonic() - batch.started)
         self._pump()
 
     def engine_lost(self, reason: str) -> None:

@@ -68,11 +68,11 @@ class FairQueue:
         if leader is None:
             return []
         self._now = max(self._now, self._flows[leader].tag)
-        size, steps, _ = kind = leader[2]
+        kind = leader[2]
         mates = [leader, *(key for key in self._flows if key[2] == kind and key != leader)]
         waiting = sum(len(self._flows[key].jobs) for key in mates)
-        count = self._costs.best_batch(size, steps, min(waiting, self._largest))
-        share = self._costs.seconds(size, steps, count) / count
+        count = self._costs.best_batch(kind.size, kind.passes, min(waiting, self._largest))
+        share = self._costs.seconds(kind.size, kind.passes, count) / count
         batch: list[Job] = []
         for key in mates:
             batch += self._take(key, count - len(batch), share)
