@@ -44,7 +44,7 @@ def find_checkpoint(
 def _merge(checkpoint: Checkpoint, adapters: Sequence[AdapterSource], stored: StoredPart) -> StoredPart:
     repack = find_family(checkpoint).repack
     for source in adapters:
-        lora = find_lora(source, stored.headers, repack.translate if repack else lambda headers: headers)
+        lora = find_lora(source, stored.headers, repack.translate if repack else dict)
         stored = stored.updated(lora.updates)
     return stored
 

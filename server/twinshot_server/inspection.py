@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 
-from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.adapter_source import AdapterSource
+from twinshot_engine.checkpoint import TRANSFORMER, Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families import Plan, plan
+from twinshot_engine.families import Plan, find_family, plan
 from twinshot_engine.gguf_file import QUANTIZED
+from twinshot_engine.lora import find_lora
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
 from twinshot_server.loading import engine_config
@@ -54,6 +56,18 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA that is to be loaded, or merged if `name` is None; `problem` says why it does not fit."""
+
+    name: str | None
+    source: str
+    rank: int = 0
+    weights: int = 0
+    """How many of the transformer's weights it changes."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What is known of a checkpoint; `problems` are what keeps it from being served, a sentence each."""
 
@@ -69,6 +83,7 @@ class Inspection:
     sizes: str = ""
     max_prompt_tokens: int = 0
     few_steps: bool = False
+    adapters: list[Adapter] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -90,7 +105,9 @@ def inspect(settings: Settings) -> Inspection:
     placement = config.placement()
     checkpoint = find_checkpoint(config.checkpoint, config.base)
     parts = [_look(checkpoint, name) for name in _part_names(checkpoint)]
-    problems = [part.problem for part in parts if part.problem]
+    adapters = [_look_at_adapter(checkpoint, text) for text in config.adapters]
+    faults = [*(part.problem for part in parts), *(adapter.problem for adapter in adapters)]
+    problems = [fault for fault in faults if fault]
     needs, planned = _plan_all(checkpoint, config, placement, problems)
     return Inspection(
         checkpoint.reference,
@@ -105,6 +122,7 @@ def inspect(settings: Settings) -> Inspection:
         planned.size_rule if planned else "",
         planned.max_prompt_tokens if planned else 0,
         planned.few_steps if planned else False,
+        adapters,
         list(dict.fromkeys(problems)),
     )
 
@@ -134,6 +152,17 @@ def _look(checkpoint: Checkpoint, name: str) -> Part:
         return _measure(name, checkpoint.part(name))
     except CheckpointError as error:
         return Part(name, problem=str(error))
+
+
+def _look_at_adapter(checkpoint: Checkpoint, text: str) -> Adapter:
+    source = AdapterSource.parse(text)
+    try:
+        repack = find_family(checkpoint).repack
+        stored = checkpoint.part(TRANSFORMER).headers
+        lora = find_lora(source, stored, repack.translate if repack else dict)
+    except CheckpointError as error:
+        return Adapter(source.name, source.place, problem=str(error))
+    return Adapter(source.name, str(lora.path), lora.rank, len(lora.updates))
 
 
 def _measure(name: str, stored: StoredPart) -> Part:

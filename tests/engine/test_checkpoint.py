@@ -2,14 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from twinshot_engine import hub, opening
 from twinshot_engine.config import BUILTIN, EngineConfig
@@ -17,6 +20,7 @@ from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
+from twinshot_engine.weights import StoredPart
 
 REQUEST = GenerateRequest("a red apple", seed=3)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -157,6 +161,30 @@ def test_damaged_checkpoints_are_refused_in_one_sentence(tiny_copy: Path, load: 
     assert text.endswith(".")
     assert "\n" not in text
     assert str(tiny_copy) in text
+
+
+def test_nothing_half_loaded_stays(tiny: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while somebody keeps the error, whose frames knew the modules."""
+    loaded: list[weakref.ref[nn.Module]] = []
+    fill, read = StoredPart.fill, StoredPart.read_stored
+
+    def note(part: StoredPart, module: nn.Module, *rest: Any) -> None:
+        loaded.append(weakref.ref(module))
+        fill(part, module, *rest)
+
+    def break_off(part: StoredPart, *rest: Any) -> Iterator[Any]:
+        for count, entry in enumerate(read(part, *rest)):
+            if part.folder.name == "vae" and count == 5:
+                raise CheckpointError("a disk was unplugged.") from OSError("input/output error")
+            yield entry
+
+    monkeypatch.setattr(StoredPart, "fill", note)
+    monkeypatch.setattr(StoredPart, "read_stored", break_off)
+    with pytest.raises(CheckpointError, match="unplugged") as caught:
+        load(tiny)
+    assert len(loaded) == 3
+    assert [module() for module in loaded] == [None] * 3
+    assert caught.value.__traceback__ is not None
 
 
 def test_parts_must_fit_together(tiny_copy: Path, load: Load) -> None:

@@ -109,6 +109,12 @@ def test_adapters_and_steps_are_not_mixed() -> None:
     assert sorted(popped(queue_of(*jobs, largest=4, pays=True))) == [[0, 3], [1, 4], [2]]
 
 
+def test_guidance_is_not_mixed_and_costs_its_second_pass() -> None:
+    jobs = [make_job(0), make_job(1, guidance=3.0), make_job(2), make_job(3, guidance=4.0)]
+    assert [job.kind.passes for job in jobs] == [1, 2, 1, 2]
+    assert sorted(popped(queue_of(*jobs, largest=4, pays=True))) == [[0, 2], [1], [3]]
+
+
 def test_jobs_can_be_taken_out() -> None:
     gone, kept = make_job(1), make_job(2)
     queue = queue_of(gone, kept)

@@ -28,7 +28,7 @@ from twinshot_server.commands.progress import Bar
 from twinshot_server.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
-    from twinshot_server.inspection import Inspection, Need, Part
+    from twinshot_server.inspection import Adapter, Inspection, Need, Part
 
 _PIPE_COLUMNS = 140
 
@@ -91,6 +91,9 @@ def _print(found: Inspection) -> None:
     console.print(
         _table(("part", "parameters", "stored", "files", "format"), map(_part_row, found.parts)), end=""
     )
+    if found.adapters:
+        heads = ("adapter", "rank", "weights", "file")
+        console.print(_table(heads, map(_adapter_row, found.adapters)), end="")
     if found.needs:
         columns = ("precision", "weights", "workspace", "needed", _free(found))
         console.print(_table(columns, (_need_row(need, found.free_bytes) for need in found.needs)), end="")
@@ -135,6 +138,13 @@ def _part_row(part: Part) -> tuple[str, ...]:
         str(part.files),
         ", ".join(part.formats),
     )
+
+
+def _adapter_row(adapter: Adapter) -> tuple[str, ...]:
+    name = adapter.name or "(merged)"
+    if adapter.problem:
+        return name, "", "", "cannot be used"
+    return name, str(adapter.rank), str(adapter.weights), adapter.source
 
 
 def _need_row(need: Need, free: int | None) -> tuple[str, ...]:
