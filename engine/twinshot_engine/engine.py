@@ -96,6 +96,11 @@ class Engine:
         """The names of the adapters that requests may choose."""
         return self._adapters.names
 
+    @property
+    def adapter_bytes(self) -> int:
+        """What is kept of stored weights to switch adapters, on the GPU or in host memory."""
+        return self._adapters.kept_bytes
+
     def load_adapter(self, name: str, source: str) -> None:
         """Load an adapter while the engine serves, between two calls of :meth:`generate`.
 

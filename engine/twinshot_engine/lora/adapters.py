@@ -68,6 +68,11 @@ class Adapters:
         return list(self._loaded)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of the stored weights that are kept."""
+        return sum(tensor.nbytes for tensor in self._kept.values())
+
+    @property
     def passes(self) -> Passes:
         """The constants of every step count with the adapter in use."""
         return self._model.passes if self._active is None else self._active.passes
