@@ -52,8 +52,8 @@ def entries(path: Path) -> list[Entry]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
-    """Open a file to read tensors by name, on the host: fp32, whatever they are stored as.
+def opened(path: Path) -> Iterator[Callable[[str, slice | None], Tensor]]:
+    """Open a file to read tensors, or some rows of them, by name: fp32 on the host, however they are stored.
 
     Raises:
         CheckpointError: it turns out to be damaged.
@@ -62,11 +62,11 @@ def opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
 
     tensors = {tensor.name: tensor for tensor in _reader(path).tensors}
 
-    def read(name: str) -> Tensor:
+    def read(name: str, rows: slice | None) -> Tensor:
         stored = tensors[name]
-        values = dequantize(stored.data, stored.tensor_type)
-        shape = [int(side) for side in reversed(stored.shape)]
-        return torch.from_numpy(np.array(values, np.float32)).reshape(shape)
+        # Blocks lie within rows, so that rows can be taken before they are dequantised.
+        data = stored.data if rows is None else stored.data[rows]
+        return torch.from_numpy(np.array(dequantize(data, stored.tensor_type), np.float32))
 
     yield read
 

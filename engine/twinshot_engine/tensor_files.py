@@ -62,10 +62,10 @@ def opened(path: Path, device: torch.device) -> Iterator[Callable[[Header], Tens
     """
     if path.suffix == GGUF:
         with gguf_file.opened(path) as tensor:
-            yield lambda header: _shaped(tensor(header.key)[header.rows or slice(None)], header).to(device)
+            yield lambda header: tensor(header.key, header.rows).reshape(header.shape).to(device)
         return
     with _opened_safetensors(path, str(device)) as file:
-        yield lambda header: _shaped(_read_safetensors(file, header), header)
+        yield lambda header: _read_safetensors(file, header).reshape(header.shape)
 
 
 def _read_safetensors(file: Any, header: Header) -> Tensor:
@@ -74,10 +74,6 @@ def _read_safetensors(file: Any, header: Header) -> Tensor:
         return whole
     part: Tensor = file.get_slice(header.key)[header.rows]
     return part
-
-
-def _shaped(tensor: Tensor, header: Header) -> Tensor:
-    return tensor.reshape(header.shape)
 
 
 @contextmanager

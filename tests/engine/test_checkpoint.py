@@ -163,6 +163,20 @@ def test_damaged_checkpoints_are_refused_in_one_sentence(tiny_copy: Path, load: 
     assert str(tiny_copy) in text
 
 
+def test_floating_types_may_be_mixed(tiny_copy: Path, load: Load, engine: Engine) -> None:
+    """As in published files, whose norms are often wider than their matrices."""
+    exact = {
+        name: tensor.to(torch.bfloat16).float() for name, tensor in load_file(tiny_copy / WEIGHTS).items()
+    }
+    save_file(exact, tiny_copy / WEIGHTS)
+    expected = load(tiny_copy).latents([REQUEST])
+    kinds = (torch.bfloat16, torch.float32, torch.float64)
+    edit_weights(
+        tiny_copy / WEIGHTS, lambda w: {name: w[name].to(kinds[i % 3]) for i, name in enumerate(sorted(w))}
+    )
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), expected)
+
+
 def test_nothing_half_loaded_stays(tiny: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even while somebody keeps the error, whose frames knew the modules."""
     loaded: list[weakref.ref[nn.Module]] = []

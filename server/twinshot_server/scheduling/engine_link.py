@@ -37,6 +37,8 @@ _log = structlog.stdlib.get_logger("twinshot")
 
 State = Literal["starting", "ready", "restarting", "failed"]
 _numbers = itertools.count(1)
+_RESTORING = 0
+"""The call by which a restarted engine is given its adapters again; nobody waits for the answer."""
 
 
 class EngineLostError(Exception):
@@ -61,6 +63,8 @@ class EngineLink:
         self._hang_seconds = hang_seconds
         self._supervisor = Supervisor(name, spawn, self, restarts)
         self._calls: dict[int, asyncio.Future[Answered]] = {}
+        self._sources: dict[str, str] = {}
+        """Of the adapters that were loaded in service, which an engine that restarts gets again."""
         self._watchdog: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -117,6 +121,9 @@ class EngineLink:
         """Load or unload an adapter. Raises InvalidRequestError or EngineLostError."""
         answer = await self._call(lambda call: ChangeAdapter(call, name, source))
         self.adapters = answer.adapters
+        self._sources.pop(name, None)
+        if source is not None:
+            self._sources[name] = source
 
     async def _call(self, message: Any) -> Answered:
         if self.state != "ready":
@@ -143,16 +150,30 @@ class EngineLink:
                 self.progress = (stage, fraction)
             case Ready(info, costs, adapters):
                 self.info, self.adapters, self.state, self.hung = info, adapters, "ready", False
+                self._restore_adapters()
                 self._owner.engine_ready(self, costs)
             case CannotLoad():
                 self.failure = _failure(message)
                 return message.sentence is not None or self.info is None
             case Answered(call):
-                if (waiting := self._calls.get(call)) and not waiting.done():
-                    waiting.set_result(message)
+                self._take_answer(call, message)
             case _:
                 self._note_work(message)
         return False
+
+    def _restore_adapters(self) -> None:
+        """Load again what was loaded in service, before the engine gets anything to draw."""
+        for name, source in self._sources.items():
+            self._supervisor.send(ChangeAdapter(_RESTORING, name, source))
+        self.adapters = tuple(dict.fromkeys((*self.adapters, *self._sources)))
+
+    def _take_answer(self, call: int, answer: Answered) -> None:
+        if call == _RESTORING:
+            if answer.refusal is not None:
+                _log.error("adapter not restored", engine=self.name, reason=answer.refusal)
+                self.adapters = answer.adapters
+        elif (waiting := self._calls.get(call)) and not waiting.done():
+            waiting.set_result(answer)
 
     def _note_work(self, message: Drawn | NotDrawn | Finished) -> None:
         if isinstance(message, Finished):
