@@ -36,10 +36,7 @@ class Steps(int):
     mode: str | None
 
     def __new__(cls, count: int, mode: str | None = None) -> Self:  # noqa: D102 - the class tells
-        if count not in SUPPORTED_STEPS:
-            raise ValueError(
-                f"{count} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"
-            )
+        _check_supported(count)
         steps = super().__new__(cls, count)
         steps.mode = mode
         if mode is not None:
@@ -163,6 +160,13 @@ def advance(latents: Tensor, velocity: Tensor, fresh: Tensor, weights: Tensor) -
     """
     of_latents, of_velocity, of_fresh = weights.unbind()
     return of_latents * latents + of_velocity * velocity + of_fresh * fresh
+
+
+def _check_supported(steps: int) -> None:
+    if steps not in SUPPORTED_STEPS:
+        raise ValueError(
+            f"{steps} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"
+        )
 
 
 def _check_positive(steps: int) -> None:
