@@ -99,7 +99,7 @@ class Engine:
         return self._adapters.kept_bytes
 
     def load_adapter(self, name: str, source: str) -> None:
-        """Load an adapter while the engine serves, between two calls of :meth:`generate`.
+        """Load an adapter while the engine serves; any one thread may, also while another generates.
 
         Args:
             name: by which requests choose it; one of the same name is replaced.
@@ -114,9 +114,12 @@ class Engine:
             raise InvalidRequestError(str(error)) from error
 
     def unload_adapter(self, name: str) -> None:
-        """Let go of an adapter. Raises InvalidRequestError if there is none of that name."""
-        with torch.inference_mode():
-            self._adapters.unload(name)
+        """Let go of an adapter; see :meth:`load_adapter`.
+
+        Raises:
+            InvalidRequestError: there is none of that name.
+        """
+        self._adapters.unload(name)
 
     def warm(self, progress: Progress | None = None) -> None:
         """Do once whatever makes a first request slow, for every advertised size and caption length.

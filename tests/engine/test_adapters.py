@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,39 @@ def test_adapters_come_and_go_while_serving(tiny: Path, tmp_path: Path, pairs: P
     for call in (lambda: served.unload_adapter("style"), lambda: served.generate([chosen])):
         with pytest.raises(InvalidRequestError, match="The adapter 'style' is not loaded"):
             call()
-    assert not served._adapters._kept
+
+
+def test_what_no_adapter_needs_is_not_kept(tiny: Path, tmp_path: Path, pairs: Pairs) -> None:
+    few = {name: pair for name, pair in pairs.items() if name.endswith("to_q")}
+    served = load(tiny, f"few={peft(tmp_path / 'few', few)}")
+    size = served.adapter_bytes
+    served.load_adapter("many", str(peft(tmp_path / "many", pairs)))
+    assert served.adapter_bytes > size > 0
+    served.latents([replace(REQUEST, adapter="many")])
+    served.unload_adapter("many")
+    assert served.adapter_bytes > size  # still in use
+    served.latents([REQUEST])
+    assert served.adapter_bytes == size
+    served.unload_adapter("few")
+    assert served.adapter_bytes == 0
+
+
+def test_adapters_are_loaded_while_another_thread_draws(tiny: Path, tmp_path: Path, pairs: Pairs) -> None:
+    one, two = peft(tmp_path / "one", pairs), peft(tmp_path / "two", make_pairs(tiny, seed=2))
+    served = load(tiny, f"fixed={one}", f"other={two}")
+    expected = {name: served.latents([replace(REQUEST, adapter=name)]) for name in (None, "fixed", "other")}
+
+    def come_and_go() -> None:
+        for _ in range(10):
+            served.load_adapter("guest", str(two))
+            served.unload_adapter("guest")
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(come_and_go)
+        while not done.done():
+            for name, latents in expected.items():
+                assert torch.equal(served.latents([replace(REQUEST, adapter=name)]), latents)
+        done.result()
 
 
 def test_a_batch_has_one_adapter(tiny: Path, tmp_path: Path, pairs: Pairs) -> None:

@@ -245,6 +245,28 @@ def test_it_validates_while_it_draws(front: Front, engine: Any) -> None:
     front.hear_batch()
 
 
+def test_pictures_are_drawn_while_an_adapter_is_loaded(engine: Any) -> None:
+    release, adapters = threading.Event(), []
+    engine.adapters = adapters
+
+    def load(name: str, _source: str) -> None:
+        assert release.wait(10)
+        adapters.append(name)
+
+    engine.load_adapter = load
+    front = Front(lambda _progress: engine)
+    front.hear()
+    front.hear()
+    front.say(ChangeAdapter(7, "ink", "/somewhere"))
+    front.say(Draw(1, [Task(0, 0, GenerateRequest("a", 1, 64, 32))]))
+    assert isinstance(front.hear(), Drawn)
+    assert isinstance(front.hear(), Finished)
+    front.say(Draw(2, [Task(1, 0, GenerateRequest("a", 1, 64, 32, adapter="ink"))]))
+    release.set()
+    assert front.hear() == Answered(7, None, ("ink",))
+    assert isinstance(front.hear(), Drawn)
+
+
 def test_an_engine_without_adapters_says_so(front: Front) -> None:
     front.say(ChangeAdapter(1, "ink", "/somewhere"))
     assert front.hear() == Answered(1, "This engine takes no adapters.", ())

@@ -51,7 +51,7 @@ class Adaptable(NamedTuple):
     Attributes:
         module: the transformer.
         stored: its weights as they are stored.
-        slots: from stored names to the module's parameters; what has none only makes the passes.
+        slots: from stored names to the module's parameters; the passes are made of what has none.
         fold: makes the passes of every advertised step count of stored weights.
         translate: as :attr:`~twinshot_engine.families.repacked.Repack.translate`.
     """

@@ -10,6 +10,7 @@ free, else in pinned host memory.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +52,11 @@ class _Loaded:
 
 
 class Adapters:
-    """The adapters of one model; all but :attr:`names` is for the thread that generates."""
+    """The adapters of one model.
+
+    :meth:`use` and what follows from it are for the thread that generates. Meanwhile another one may load
+    and unload, which reads files and leaves the transformer as it is.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -61,6 +66,7 @@ class Adapters:
         self._kept: dict[str, Tensor] = {}
         self._changed: frozenset[str] = frozenset()
         self._torn = False  # whether a switch failed in the middle
+        self._lock = threading.Lock()  # held where what is kept, loaded or in use changes
 
     @property
     def names(self) -> Sequence[str]:
@@ -91,9 +97,11 @@ class Adapters:
         """
         adaptable = self._adaptable()
         lora = find_lora(source, adaptable.stored.headers, adaptable.translate)
-        passes = adaptable.fold(adaptable.stored.updated(lora.updates))
-        self._keep(adaptable, [key for key in lora.updates if key in adaptable.slots])
-        self._loaded[name] = _Loaded(lora, passes)
+        loaded = _Loaded(lora, self._fold(adaptable, lora))
+        kept = self._read(adaptable, [key for key in lora.updates if key in adaptable.slots])
+        with self._lock:
+            self._kept |= kept
+            self._loaded[name] = loaded
 
     def unload(self, name: str) -> None:
         """Let go of an adapter.
@@ -101,13 +109,10 @@ class Adapters:
         Raises:
             InvalidRequestError: there is none of that name.
         """
-        if name not in self._loaded:
-            raise InvalidRequestError(f"The adapter {name!r} is not loaded; loaded: {self._list()}.")
-        if self._loaded[name] is self._active:
-            self.use(None)
-        del self._loaded[name]
-        wanted = {key for loaded in self._loaded.values() for key in loaded.lora.updates} | self._changed
-        self._kept = {key: tensor for key, tensor in self._kept.items() if key in wanted}
+        with self._lock:
+            self.check(name)
+            del self._loaded[name]
+            self._forget()
 
     def check(self, name: str | None) -> None:
         """Raise InvalidRequestError unless requests may name this one."""
@@ -120,10 +125,13 @@ class Adapters:
         Raises:
             InvalidRequestError: it is not loaded.
         """
-        self.check(name)
-        wanted = None if name is None else self._loaded[name]
-        if wanted is self._active and not self._torn:
-            return
+        with self._lock:
+            self.check(name)
+            wanted = None if name is None else self._loaded[name]
+            if wanted is not self._active or self._torn:
+                self._switch(wanted)
+
+    def _switch(self, wanted: _Loaded | None) -> None:
         adaptable = self._adaptable()
         updates = {} if wanted is None else wanted.lora.updates
         changing = self._changed | (updates.keys() & adaptable.slots.keys())
@@ -135,20 +143,34 @@ class Adapters:
         stored.rewrite(adaptable.module, slots, self._device)
         self._active, self._torn = wanted, False
         self._changed = frozenset(updates.keys() & adaptable.slots.keys())
+        self._forget()
 
     def _adaptable(self) -> Adaptable:
         if self._model.adaptable is None:
             raise InvalidRequestError("This model, or its backend, takes no adapters.")
         return self._model.adaptable
 
-    def _keep(self, adaptable: Adaptable, names: Sequence[str]) -> None:
-        """Copy stored weights to where they can be had quickly."""
+    def _fold(self, adaptable: Adaptable, lora: Lora) -> Passes:
+        """Make the passes anew where an adapter changes what they are made of."""
+        if lora.updates.keys() <= adaptable.slots.keys():
+            return self._model.passes
+        return adaptable.fold(adaptable.stored.updated(lora.updates))
+
+    def _read(self, adaptable: Adaptable, names: Sequence[str]) -> dict[str, Tensor]:
+        """Copy stored weights that are not kept yet to where they can be had quickly."""
         missing = [name for name in names if name not in self._kept]
         device, pinned = _place(self._device, adaptable, missing)
+        kept = {}
         for name, tensor in adaptable.stored.read(missing, device):
             # On the CPU a tensor is a view of its file.
             own = tensor.clone() if tensor.device.type == "cpu" else tensor
-            self._kept[name] = own.pin_memory() if pinned else own
+            kept[name] = own.pin_memory() if pinned else own
+        return kept
+
+    def _forget(self) -> None:
+        """Let go of what no adapter needs, neither one that is loaded nor the one in use."""
+        needed = self._changed.union(*(loaded.lora.updates for loaded in self._loaded.values()))
+        self._kept = {name: tensor for name, tensor in self._kept.items() if name in needed}
 
     def _list(self) -> str:
         return ", ".join(self._loaded) or "none"

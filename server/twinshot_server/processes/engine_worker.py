@@ -1,7 +1,8 @@
 """One engine: it loads, warms up and then draws what the front sends, batch after batch.
 
 A thread of its own reads messages, so that requests are validated and unwanted work is noted while the engine
-draws. What one request causes never reaches its neighbours: a batch that fails is tried again in parts.
+draws. Another one loads adapters meanwhile; only pictures that name one wait for it. What one request causes
+never reaches its neighbours: a batch that fails is tried again in parts.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class EngineWorker:
         self._batches = batches
         self._on_hang_up = on_hang_up
         self._sending = threading.Lock()
-        self._orders: queue.SimpleQueue[Draw | ChangeAdapter | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Draw | None] = queue.SimpleQueue()
+        self._changes: queue.Queue[ChangeAdapter] = queue.Queue()
         self._forgotten: set[tuple[int, int]] = set()
         self._hung_up = threading.Event()
         self._lookups = (0, 0)
@@ -89,12 +91,12 @@ class EngineWorker:
     def _serve(self) -> None:
         engine = self._prepare()
         if engine is not None:
-            threading.Thread(target=self._read, args=[engine], name="read", daemon=True).start()
+            for name, work in (("read", self._read), ("adapters", self._change_adapters)):
+                threading.Thread(target=work, args=[engine], name=name, daemon=True).start()
             while order := self._orders.get():
-                if isinstance(order, Draw):
-                    self._draw_batch(engine, order)
-                else:
-                    self._change_adapter(engine, order)
+                if any(task.request.adapter for task in order.tasks):
+                    self._changes.join()
+                self._draw_batch(engine, order)
 
     def _prepare(self) -> ImageEngine | None:
         try:
@@ -126,6 +128,8 @@ class EngineWorker:
                         self._forgotten.add((batch, job))
                     case Validate(call, request):
                         self._send(Answered(call, _refusal(lambda: engine.validate(request))))
+                    case ChangeAdapter() as change:
+                        self._changes.put(change)
                     case order:
                         self._orders.put(order)
         self._hung_up.set()
@@ -187,6 +191,12 @@ class EngineWorker:
                 raise _HungUpError
             self._arena.write_pixels(task.slot, pixels)
             self._send(Drawn(task.job, generated.times, len(tasks)))
+
+    def _change_adapters(self, engine: Any) -> None:
+        with contextlib.suppress(_HungUpError):
+            while True:
+                self._change_adapter(engine, self._changes.get())
+                self._changes.task_done()
 
     def _change_adapter(self, engine: Any, order: ChangeAdapter) -> None:
         def change() -> None:
