@@ -65,6 +65,7 @@ class Adapters:
         self._active: _Loaded | None = None
         self._kept: dict[str, Tensor] = {}
         self._changed: frozenset[str] = frozenset()
+        self._coming: frozenset[str] = frozenset()  # what is being read, or was found kept for who reads
         self._torn = False  # whether a switch failed in the middle
         self._lock = threading.Lock()  # held where what is kept, loaded or in use changes
 
@@ -98,10 +99,16 @@ class Adapters:
         adaptable = self._adaptable()
         lora = find_lora(source, adaptable.stored.headers, adaptable.translate)
         loaded = _Loaded(lora, self._fold(adaptable, lora))
-        kept = self._read(adaptable, [key for key in lora.updates if key in adaptable.slots])
         with self._lock:
-            self._kept |= kept
-            self._loaded[name] = loaded
+            self._coming = frozenset(lora.updates.keys() & adaptable.slots.keys())
+            missing = self._coming - self._kept.keys()
+        try:
+            kept = self._read(adaptable, sorted(missing))
+            with self._lock:
+                self._kept |= kept
+                self._loaded[name] = loaded
+        finally:
+            self._coming = frozenset()
 
     def unload(self, name: str) -> None:
         """Let go of an adapter.
@@ -157,19 +164,19 @@ class Adapters:
         return adaptable.fold(adaptable.stored.updated(lora.updates))
 
     def _read(self, adaptable: Adaptable, names: Sequence[str]) -> dict[str, Tensor]:
-        """Copy stored weights that are not kept yet to where they can be had quickly."""
-        missing = [name for name in names if name not in self._kept]
-        device, pinned = _place(self._device, adaptable, missing)
+        """Copy stored weights to where they can be had quickly."""
+        device, pinned = _place(self._device, adaptable, names)
         kept = {}
-        for name, tensor in adaptable.stored.read(missing, device):
+        for name, tensor in adaptable.stored.read(names, device):
             # On the CPU a tensor is a view of its file.
             own = tensor.clone() if tensor.device.type == "cpu" else tensor
             kept[name] = own.pin_memory() if pinned else own
         return kept
 
     def _forget(self) -> None:
-        """Let go of what no adapter needs, neither one that is loaded nor the one in use."""
-        needed = self._changed.union(*(loaded.lora.updates for loaded in self._loaded.values()))
+        """Let go of what no adapter needs, whether it is loaded, in use or being read."""
+        loaded = (each.lora.updates for each in self._loaded.values())
+        needed = self._changed.union(self._coming, *loaded)
         self._kept = {name: tensor for name, tensor in self._kept.items() if name in needed}
 
     def _list(self) -> str:
