@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,21 +46,35 @@ class Like(NamedTuple):
     dtype: torch.dtype
 
 
+class Folded(NamedTuple):
+    """What a family made of a transformer's weights that never stay on the device, such as time's.
+
+    Attributes:
+        passes: the constants of every advertised step count.
+        buffers: of the transformer, by name, where it holds more of them.
+    """
+
+    passes: Mapping[int, tuple[Pass, ...]]
+    buffers: Mapping[str, Tensor] = MappingProxyType({})
+
+
 class Adaptable(NamedTuple):
     """What adapters change of a loaded model.
 
     Attributes:
         module: the transformer.
         stored: its weights as they are stored.
-        slots: from stored names to the module's parameters; the passes are made of what has none.
-        fold: makes the passes of every advertised step count of stored weights.
+        slots: from stored names to the module's parameters; of what has none, the rest is folded.
+        folded: as it was loaded.
+        fold: folds stored weights anew.
         translate: as :attr:`~twinshot_engine.families.repacked.Repack.translate`.
     """
 
     module: nn.Module
     stored: StoredPart
     slots: Mapping[str, Slot]
-    fold: Callable[[StoredPart], Mapping[int, tuple[Pass, ...]]]
+    folded: Folded
+    fold: Callable[[StoredPart], Folded]
     translate: Callable[[Headers], Headers]
 
 

@@ -18,7 +18,7 @@ from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Adaptable, Family, Like, Model, Pass, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import (
     Part,
     advertised_card,
@@ -118,22 +118,22 @@ def load_z_image(
     progress("modulation table", 1.0)
     transformer = found.transformer
 
-    def fold(stored: StoredPart) -> Mapping[int, tuple[Pass, ...]]:
+    def fold(stored: StoredPart) -> Folded:
         table = read_times(stored, transformer.config, distinct_times(config.steps), placement.device)
-        return make_passes(table, config.steps)
+        return Folded(make_passes(table, config.steps))
 
-    slots = folded_slots(transformer)
+    slots, folded = folded_slots(transformer), fold(found.unfolded)
     return ZImageModel(
         tokenizer=found.tokenizer,
         placement=placement,
         card=found.card,
-        passes=fold(found.unfolded),
+        passes=folded.passes,
         latent_channels=transformer.config.in_channels,
         downscale=found.decoder.config.downscale,
         text=found.text,
         transformer=transformer,
         decoder=serving_decoder(found.decoder, placement.dtype),
-        adaptable=Adaptable(transformer, found.unfolded, slots, fold, Z_IMAGE_REPACK.translate),
+        adaptable=Adaptable(transformer, found.unfolded, slots, folded, fold, Z_IMAGE_REPACK.translate),
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twinshot_engine.adapter_source import AdapterSource
 from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.families.model import Adaptable, Model, Pass
+from twinshot_engine.families.model import Adaptable, Folded, Model, Pass
 from twinshot_engine.lora.reading import Lora, find_lora
 from twinshot_engine.weights import StoredPart
 
@@ -41,13 +41,10 @@ class _KeptPart(StoredPart):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """An adapter, and the passes that its changes of the time embedding make.
-
-    ``number`` is never used twice.
-    """
+    """An adapter, and what is folded of the weights that it changes; ``number`` is never used twice."""
 
     lora: Lora
-    passes: Passes
+    folded: Folded
     number: int = field(default_factory=lambda: next(_numbers))
 
 
@@ -82,7 +79,7 @@ class Adapters:
     @property
     def passes(self) -> Passes:
         """The constants of every step count with the adapter in use."""
-        return self._model.passes if self._active is None else self._active.passes
+        return self._model.passes if self._active is None else self._active.folded.passes
 
     @property
     def number(self) -> int:
@@ -98,7 +95,7 @@ class Adapters:
         """
         adaptable = self._adaptable()
         lora = find_lora(source, adaptable.stored.headers, adaptable.translate)
-        loaded = _Loaded(lora, self._fold(adaptable, lora))
+        loaded = _Loaded(lora, _fold(adaptable, lora))
         with self._lock:
             self._coming = frozenset(lora.updates.keys() & adaptable.slots.keys())
             missing = self._coming - self._kept.keys()
@@ -148,6 +145,8 @@ class Adapters:
         )
         slots = {key: adaptable.slots[key] for key in sorted(changing)}
         stored.rewrite(adaptable.module, slots, self._device)
+        for key, value in (adaptable if wanted is None else wanted).folded.buffers.items():
+            adaptable.module.get_buffer(key).copy_(value)
         self._active, self._torn = wanted, False
         self._changed = frozenset(updates.keys() & adaptable.slots.keys())
         self._forget()
@@ -156,12 +155,6 @@ class Adapters:
         if self._model.adaptable is None:
             raise InvalidRequestError("This model, or its backend, takes no adapters.")
         return self._model.adaptable
-
-    def _fold(self, adaptable: Adaptable, lora: Lora) -> Passes:
-        """Make the passes anew where an adapter changes what they are made of."""
-        if lora.updates.keys() <= adaptable.slots.keys():
-            return self._model.passes
-        return adaptable.fold(adaptable.stored.updated(lora.updates))
 
     def _read(self, adaptable: Adaptable, names: Sequence[str]) -> dict[str, Tensor]:
         """Copy stored weights to where they can be had quickly."""
@@ -181,6 +174,13 @@ class Adapters:
 
     def _list(self) -> str:
         return ", ".join(self._loaded) or "none"
+
+
+def _fold(adaptable: Adaptable, lora: Lora) -> Folded:
+    """Fold anew where an adapter changes what is folded."""
+    if lora.updates.keys() <= adaptable.slots.keys():
+        return adaptable.folded
+    return adaptable.fold(adaptable.stored.updated(lora.updates))
 
 
 def _place(device: torch.device, adaptable: Adaptable, names: Sequence[str]) -> tuple[torch.device, bool]:
