@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinshot_engine.precision import FP8, Projection, QuantizedRows, quantize_projections
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer import FoldedTransformer, SingleStreamConfig, SingleStreamTransformer
 from twinshot_engine.transformer.folding import fold_times, folded_slots, is_time, time_slots
 
@@ -73,7 +74,9 @@ def test_folded_equals_unfolded(row: int, change: dict[str, Any]) -> None:
     unfolded = open_form(**change)
     folded = fold(unfolded)
     latents, embeddings, lengths = inputs()
-    t, target_t = (torch.tensor([time]) for time in TIMES[row])
+    # A network with one embedder knows one time, which is t wherever the data is aimed at.
+    times = TIMES[row] if unfolded.t_embedder_2 else (single_time(*TIMES[row]), 0.0)
+    t, target_t = (torch.tensor([time]) for time in times)
     expected = unfolded(latents, unfolded.embed_time(t, target_t), embeddings, lengths)
     caption = folded.refine_caption(embeddings, lengths)
     result = folded.predict(latents, caption, folded.modulation(fold_times(unfolded, TIMES)[row]))
@@ -166,3 +169,14 @@ def test_rows_do_not_reach_a_plain_projection() -> None:
     rows = QuantizedRows(torch.zeros(2, 16).to(FP8), torch.ones(2, 1))
     with pytest.raises(TypeError, match="quantised rows reached a projection"):
         Projection(16, 16)(rows)
+
+
+def test_without_a_second_embedder_both_times_become_one() -> None:
+    """As TwinFlow trains LoRAs: t - target / 2, but t where the pass aims at its own time."""
+    unfolded = open_form(second_time_embedder=False)
+    folded = fold_times(unfolded, [(0.8, 0.6), (0.8, 0.8), (0.8, 0.0)])
+    expected = [
+        unfolded.modulate(unfolded.embed_time(torch.tensor([t]), torch.zeros(1))).pack()
+        for t in (0.5, 0.8, 0.8)
+    ]
+    torch.testing.assert_close(folded, torch.stack(expected))
