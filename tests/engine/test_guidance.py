@@ -76,7 +76,7 @@ def test_guidance_is_refused_where_it_was_distilled_into_the_weights(served: Eng
 
 
 def test_a_batch_has_one_guidance(served: Engine) -> None:
-    with pytest.raises(ValueError, match="shares one width, height, step count and guidance"):
+    with pytest.raises(ValueError, match="shares one width, height, step count, guidance and adapter"):
         served.generate([REQUEST, replace(REQUEST, guidance=2.0)])
 
 
