@@ -7,6 +7,7 @@ an embedder written here, inside a sampler written from the published descriptio
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -397,3 +398,30 @@ def test_a_gpu_draws_what_the_cpu_draws(kind: str, steps: int, request: pytest.F
         engine.warm()
         assert far(engine.latents(requests).cpu(), expected) < allowed, (precision, backend)
         assert engine.generate(requests).images.shape == (2, SIDE, SIDE, 3)
+
+
+def test_a_lora_is_merged_and_switched(plain: Path, tmp_path: Path) -> None:
+    modules = [
+        *(f"transformer_blocks.{block}.attn1.to_{part}" for block, part in enumerate("qkv")),
+        *(f"transformer_blocks.1.attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+        "caption_projection.linear_1",
+        "time_embed.linear",
+        "time_embed.emb.timestep_embedder.linear_1",
+    ]
+    merged = Path(shutil.copytree(plain, tmp_path / "merged"))
+    path = merged / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights, tensors = load_file(path), {}
+    for module in modules:
+        rows, columns = weights[f"{module}.weight"].shape
+        down, up = torch.randn(4, columns) * 0.1, torch.randn(rows, 4) * 0.1
+        weights[f"{module}.weight"] += up @ down
+        tensors |= {f"transformer.{module}.lora_A.weight": down, f"transformer.{module}.lora_B.weight": up}
+    save_file(weights, path)
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    served, request = load(plain), GenerateRequest(PROMPTS[0], SEED, SIDE, SIDE, 2)
+    bare = served.latents([request])
+    served.load_adapter("fast", str(tmp_path / "adapter.safetensors"))
+    adapted = served.latents([replace(request, adapter="fast")])
+    assert far(adapted, load(merged).latents([request])) < 1e-4
+    assert far(adapted, bare) > 1e-2
+    assert torch.equal(served.latents([request]), bare)
