@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import qwen_image_checkpoint
+import tiny_sana
 import tiny_sd3
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ RANK, ALPHA = 4, 6.0
 class Case(NamedTuple):
     """A family's small checkpoint, and what TwinFlow's LoRAs adapt of it."""
 
-    write: Callable[[Path, PreTrainedTokenizerFast], None]
+    write: Callable[[Path, PreTrainedTokenizerFast], object]
     modules: list[str]
 
 
@@ -47,10 +48,20 @@ SD3_MODULES = [
     *(f"transformer_blocks.1.attn2.{name}" for name in ("to_q", "to_v")),
     *(f"time_text_embed.timestep_embedder.linear_{number}" for number in (1, 2)),
 ]
+SANA_MODULES = [
+    *(f"transformer_blocks.{block}.attn1.to_{part}" for block, part in enumerate("qkv")),
+    *(f"transformer_blocks.1.attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    "caption_projection.linear_1",
+    "time_embed.linear",
+    "time_embed.emb.timestep_embedder.linear_1",
+]
 CASES = {
     "qwen-image": Case(
         lambda folder, words: qwen_image_checkpoint.write_checkpoint(folder, words, second=False),
         QWEN_MODULES,
+    ),
+    "sana": Case(
+        lambda folder, _words: tiny_sana.write(folder, tiny_sana.TRANSFORMER, sprint=False), SANA_MODULES
     ),
     "sd3": Case(lambda folder, _words: tiny_sd3.write_checkpoint(folder, second=False), SD3_MODULES),
 }

@@ -107,7 +107,8 @@ class Reference:
             packed,
             text,
             None,
-            torch.tensor([t]),
+            # What has no second embedder was trained with one time, LoRAs with this one.
+            torch.tensor([t if self.second or target == t else t - target / 2]),
             [[(1, x.shape[2] // 2, x.shape[3] // 2)]],
             return_dict=False,
         )[0]
