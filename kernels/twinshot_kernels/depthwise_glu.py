@@ -18,9 +18,9 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
 COLUMNS = 8
-CHANNELS = 64
-ROWS = 8
-NUM_WARPS = 8
+CHANNELS = 32
+ROWS = 16
+NUM_WARPS = 2
 STAGES = 3
 
 
