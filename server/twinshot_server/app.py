@@ -18,6 +18,7 @@ from twinshot_server.access.keys import KeyRing
 from twinshot_server.access.middleware import LimitBody, Observe
 from twinshot_server.engine_protocol import LOADING_ERRORS, ImageEngine
 from twinshot_server.errors import install_error_handlers
+from twinshot_server.gpus import count_replicas
 from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
 from twinshot_server.openapi import describe_with_keys
@@ -86,18 +87,19 @@ def _surround(app: FastAPI, settings: Settings, ring: KeyRing, metrics: Metrics,
 
 
 def _make_dispatcher(settings: Settings, engine: ImageEngine | None, metrics: Metrics) -> Dispatcher:
+    replicas = count_replicas(settings) if engine is None else 1
     # For each engine a batch being drawn, one that waits there, and as many being encoded.
-    arena = Arena(settings.replicas * 3 * settings.largest_batch + 8)
+    arena = Arena(replicas * 3 * settings.largest_batch + 8)
     if engine is not None:
         worker = _engine_thread(settings, arena, engine)
         return Dispatcher(settings, arena, [worker], _encoder_thread(arena), metrics)
-    engines = [_process("engine", arena, settings, number) for number in range(settings.replicas)]
-    return Dispatcher(settings, arena, engines, _process("encoder", arena, settings), metrics)
+    own = [settings.model_copy(update={"replicas": replicas, "replica": each}) for each in range(replicas)]
+    engines = [_process("engine", arena, each) for each in own]
+    return Dispatcher(settings, arena, engines, _process("encoder", arena, own[0]), metrics)
 
 
-def _process(role: str, arena: Arena, settings: Settings, replica: int = 0) -> Spawn:
-    own = settings.model_copy(update={"replica": replica})
-    options = own.model_dump_json(exclude={"api_keys", "admin_key"})
+def _process(role: str, arena: Arena, settings: Settings) -> Spawn:
+    options = settings.model_dump_json(exclude={"api_keys", "admin_key"})
     return lambda: ProcessChild(role, arena, options)
 
 

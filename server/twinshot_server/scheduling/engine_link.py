@@ -165,15 +165,20 @@ class EngineLink:
             self._owner.engine_dropped(*found, _reason(message.refusal, dropped=message.dropped))
 
     def lost(self, reason: str) -> None:
-        """The process ended: what it had in work failed, what waits elsewhere is untouched."""
+        """The process ended: what it was drawing failed, what it had not begun with waits again.
+
+        What it was drawing may be what ended it, so no other engine is tried with that.
+        """
         self.state = "restarting" if self.info else "starting"
         batches, self.batches = self.batches, deque()
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(EngineLostError())
-        for batch in batches:
-            for job, slot in batch.jobs.values():
+        if batches:
+            for job, slot in batches.popleft().jobs.values():
                 self._owner.engine_dropped(job, slot, FailedError("The engine ended while it drew this."))
+        for job, slot in reversed([each for batch in batches for each in batch.jobs.values()]):
+            self._owner.engine_returned(job, slot)
         if not self._stopping:
             self._owner.engine_lost("hung" if self.hung else reason)
 
