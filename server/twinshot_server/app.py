@@ -61,7 +61,7 @@ def create_app(
         lifespan=_lifespan(service),
     )
     app.state.service = service
-    _surround(app, settings, ring, metrics, tracer or Tracer.from_environment())
+    _surround(app, service, ring, tracer or Tracer.from_environment())
     install_error_handlers(app)
     for module in (generate, openai_images, realtime, health, admin, page):
         app.include_router(module.router)
@@ -70,8 +70,9 @@ def create_app(
     return app
 
 
-def _surround(app: FastAPI, settings: Settings, ring: KeyRing, metrics: Metrics, tracer: Tracer) -> None:
+def _surround(app: FastAPI, service: Service, ring: KeyRing, tracer: Tracer) -> None:
     """Add middleware, the innermost first."""
+    settings = service.settings
     app.add_middleware(LimitBody, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(Guard, ring=ring, origins=settings.origins)
     if settings.origins:
@@ -83,7 +84,7 @@ def _surround(app: FastAPI, settings: Settings, ring: KeyRing, metrics: Metrics,
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
             expose_headers=exposed,
         )
-    app.add_middleware(Observe, metrics=metrics, tracer=tracer)
+    app.add_middleware(Observe, metrics=service.metrics, tracer=tracer, lifecycle=service.lifecycle)
 
 
 def _make_dispatcher(settings: Settings, engine: ImageEngine | None, metrics: Metrics) -> Dispatcher:

@@ -179,6 +179,7 @@ class Dispatcher:
         """It is loaded and warm."""
         assert engine.info is not None  # noqa: S101 - it has just said so
         self.costs.install(costs)
+        self._metrics.note_start(engine.start_seconds)
         if not self.ready.done():
             self._metrics.describe_engine(engine.info)
             self.ready.set_result(engine.info)
