@@ -72,8 +72,8 @@ async def ask_for_file(client: AsyncClient, prompt: str, seed: int) -> None:
 
 
 async def ask_for_several(client: AsyncClient, prompt: str, seed: int) -> None:
-    """Three pictures in requests of their own."""
-    await client.generate_many([prompt] * 3, seed=seed, format="jpeg")
+    """Two pictures in requests of their own."""
+    await client.generate_many([prompt] * 2, seed=seed, format="jpeg")
 
 
 async def ask_for_events(client: AsyncClient, prompt: str, seed: int) -> None:
@@ -87,7 +87,7 @@ async def ask_for_events(client: AsyncClient, prompt: str, seed: int) -> None:
 async def ask_while_typing(client: AsyncClient, prompt: str, seed: int) -> None:
     """A session on a WebSocket; the picture of its last request must come."""
     async with client.realtime() as session:
-        for end in range(len(prompt) - 3, len(prompt) + 1):
+        for end in range(len(prompt) - 2, len(prompt) + 1):
             newest = await session.send(prompt[:end], seed=seed)
             await asyncio.sleep(0.05)
         async for event in session:
