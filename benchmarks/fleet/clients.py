@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx2
@@ -98,22 +98,25 @@ async def ask_while_typing(client: AsyncClient, prompt: str, seed: int) -> None:
     raise LostError("the session ended early")
 
 
-WAYS: dict[str, tuple[Ask, int]] = {
+Ways = Mapping[str, tuple[Ask, int]]
+"""By name: how to ask, and how often its owner does."""
+
+WAYS: Ways = {
     "file": (ask_for_file, 1),
     "several": (ask_for_several, 1),
     "events": (ask_for_events, _TRIES),
     "realtime": (ask_while_typing, _TRIES),
 }
-"""By name: how to ask, and how often its owner does."""
 
 
 async def apply_mixed_load(
-    url: str, rate: float, stop: Callable[[float], bool], ways: Sequence[str] = tuple(WAYS)
+    url: str, rate: float, stop: Callable[[float], bool], more: Ways | None = None
 ) -> Tally:
-    """Ask in all `ways` by turns, `rate` times a second at random moments, until `stop` says so.
+    """Ask in all `WAYS`, and `more`, by turns, `rate` times a second at random moments, until `stop` says so.
 
     `stop` is told the seconds since the start.
     """
+    ways = [*WAYS.items(), *(more or {}).items()]
     tally = Tally()
     tasks: list[asyncio.Task[None]] = []
     started = time.monotonic()
@@ -123,15 +126,15 @@ async def apply_mixed_load(
                 await asyncio.sleep(min(-late, 0.2))
             if stop(time.monotonic() - started):
                 break
-            way = ways[arrival.number % len(ways)]
-            tasks.append(asyncio.create_task(_ask(client, way, arrival.number, tally)))
+            way, (ask, tries) = ways[arrival.number % len(ways)]
+            tally.asked[way] += 1
+            told = _ask(client, arrival.number, way, ask, tries, tally)
+            tasks.append(asyncio.create_task(told))
         await asyncio.gather(*tasks)
     return tally
 
 
-async def _ask(client: AsyncClient, way: str, number: int, tally: Tally) -> None:
-    ask, tries = WAYS[way]
-    tally.asked[way] += 1
+async def _ask(client: AsyncClient, number: int, way: str, ask: Ask, tries: int, tally: Tally) -> None:
     started = time.monotonic()
     for left in reversed(range(tries)):
         try:
