@@ -1,4 +1,4 @@
-"""A mixed load by the clients that people use: every way to ask for a picture, with the retries they bring."""
+"""A mixed load by the clients that people use: every way to ask for a picture, with their retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twinshot import AsyncClient, Done, Failed, Frame, TwinshotError
 from twinshot_server.load.plan import LoadPlan
 
 _TRIES = 3
-"""How often the owner of a stream or a session asks: it is told when one is cut, and the client leaves that to it."""
+"""How often the owner of a stream or a session asks: the client leaves it to them when one is cut."""
 _PROMPTS = ("a red car", "a blue tree in the snow", "a green dog on a beach", "a white chair at night")
 
 
@@ -122,8 +122,7 @@ async def apply_mixed_load(
     started = time.monotonic()
     async with AsyncClient(url, timeout=60, transport=Counting(tally)) as client:
         for arrival in LoadPlan(rate, 3600, {"auto": 1.0}).arrivals():
-            while (late := time.monotonic() - started - arrival.moment) < 0 and not stop(late + arrival.moment):
-                await asyncio.sleep(min(-late, 0.2))
+            await asyncio.sleep(max(0.0, started + arrival.moment - time.monotonic()))
             if stop(time.monotonic() - started):
                 break
             way, (ask, tries) = ways[arrival.number % len(ways)]

@@ -29,8 +29,13 @@ MODEL = "miniature"
 STUB_ARGUMENTS = {"engine": "twinshot_server.stub_engine:load_stub"}
 _PROGRAM = shutil.which("serve", path=str(Path(sys.executable).parent))
 _MODES = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-# HAProxy sees within a second that a replica leaves; the half minute that Ray gives is for other balancers.
-_DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
+_LIMITS = {
+    # HAProxy sees within a second that a replica leaves; Ray's half minute is for slower balancers.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # On a machine that others use too, a proxy may need longer than 5 s to start.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 _PATIENCE = 120
 
 
@@ -91,13 +96,15 @@ def configuration(port: int, replicas: int, arguments: dict[str, Any]) -> dict[s
 
 
 @contextmanager
-def cluster(folder: Path, arguments: dict[str, Any], replicas: int = 2, **environment: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, arguments: dict[str, Any], replicas: int = 2, **environment: str
+) -> Iterator[Cluster]:
     """A cluster of one machine, whose model is ready. Raises FileNotFoundError without the extra `[ray]`."""
     if _PROGRAM is None:
         raise FileNotFoundError("there is no `serve` beside this Python: install twinshot-server[ray]")
     # Ray's sockets lie in it, whose paths may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as temporary:
-        own = {"RAY_TMPDIR": temporary, "RAY_USAGE_STATS_ENABLED": "0"} | _MODES | _DRAIN | environment
+        own = {"RAY_TMPDIR": temporary, "RAY_USAGE_STATS_ENABLED": "0"} | _MODES | _LIMITS | environment
         made = Cluster(f"http://127.0.0.1:{free_port()}", folder, arguments, os.environ | own)
         with (folder / "ray.log").open("w") as log:
             command = [_PROGRAM, "run", str(made.write(replicas))]

@@ -25,9 +25,9 @@ _STUB = {"TWINSHOT_STUB_SIZES": "256x256", "TWINSHOT_STUB_MS": "25"}
 
 
 def measure_cluster(folder: Path, seconds: float, rate: float, *, stub: bool) -> list[Finding]:
-    """A mixed load for some time, `kill -9` of a replica after a third of it; then one replica is taken away."""
+    """A mixed load, `kill -9` of a replica after a third of it; then one replica is taken away."""
     arguments, environment = (STUB_ARGUMENTS, _STUB) if stub else ({}, {})
-    with cluster(folder, arguments, **environment) as made:
+    with cluster(folder, arguments, 2, **environment) as made:
         killed, restarted = asyncio.run(_load(made, rate, seconds, _kill))
         scaled, _ = asyncio.run(_load(made, rate, max(15.0, seconds / 10), lambda made: made.scale(1)))
     name = f"Ray Serve, two replicas, one killed, {seconds:g} s"

@@ -6,7 +6,6 @@ import asyncio
 import time
 from pathlib import Path
 
-
 from fleet.clients import Tally, apply_mixed_load
 from soak.report import Finding, at_most, told
 from soak.servers import Server, eventually, running

@@ -1,4 +1,4 @@
-"""HAProxy in front of several servers: what a Service or an Ingress is in Kubernetes, on this machine's loopback."""
+"""HAProxy in front of several servers: what a Service or an Ingress is in Kubernetes, on loopback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 from soak.servers import eventually
 
 Mode = Literal["http", "tcp"]
-"""`tcp` as a Service: connections are sent to one server and stay there; `http` as an Ingress: requests are."""
+"""`tcp` shares out connections, as a Service does; `http` requests, as an Ingress."""
 _CONFIGURATION = """
 global
     maxconn 1000

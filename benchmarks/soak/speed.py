@@ -45,7 +45,7 @@ def _overhead(server: Server, engine: str, requests: int, *, bounded: bool) -> I
 
 
 def ask(url: str, image_format: str, requests: int) -> Iterator[float]:
-    """Ask for pictures one after another, on one connection; what each took beyond the engine's own time, in ms."""
+    """Ask for pictures one by one, on one connection: what each took beyond the engine, in milliseconds."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
     connection.connect()

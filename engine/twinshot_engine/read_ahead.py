@@ -1,13 +1,13 @@
 """Brings a checkpoint's files into memory while torch is still being imported.
 
-Importing takes seconds in which no weight would be read, and afterwards one tensor would follow another, page by
-page. Whole files, several at a time and in the order in which they are loaded, keep a disk or a network volume busy
-from the first moment; what is in memory already costs a copy, at most. Nothing here imports torch.
+Importing takes seconds in which no weight would be read, and afterwards one tensor would follow another,
+page by page. Whole files, several at a time and in the order in which they are loaded, keep a disk or a
+network volume busy from the first moment; what is in memory already costs a copy, at most. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def read_ahead(reference: str) -> list[threading.Thread]:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take, by the machine's count and its container's; 0 if nobody tells."""
+    """Bytes that this process may still take, by machine and container; 0 if nobody tells."""
     free = re.search(r"^MemAvailable: +(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
     limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
     counts = [int(free[1]) * 1024] if free else [0]

@@ -71,7 +71,9 @@ class Metrics:
         )
         self.realtime_sessions = self._gauge("realtime_sessions", "Open connections to /realtime.")
         self.realtime_dropped = self._counter("realtime_dropped", "Frames that a newer one superseded.")
-        self._start = self._gauge("engine_start_seconds", "Time of each stage of an engine's last start.", "stage")
+        self._start = self._gauge(
+            "engine_start_seconds", "Time of each stage of an engine's last start.", "stage"
+        )
         self._load = self._gauge("model_load_seconds", "Time the model took to load.", "model")
         self._build = self._gauge("build_info", "Always 1; the labels tell what runs.", *_BUILD)
         ProcessCollector(registry=self.registry)

@@ -183,7 +183,8 @@ def test_other_replicas_are_refused_in_words(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "threads", "expected"), [(1, None, None), (2, None, 4), (3, None, 2), (16, None, 1), (2, 5, 5)]
+    ("replicas", "threads", "expected"),
+    [(1, None, None), (2, None, 4), (3, None, 2), (16, None, 1), (2, 5, 5)],
 )
 def test_replicas_share_the_cores(
     replicas: int, threads: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch

@@ -99,9 +99,7 @@ def test_the_built_in_checkpoint_is_read_where_it_is() -> None:
         ("a//b@@c", []),
     ],
 )
-def test_a_checkpoint_of_the_hub_is_read_from_its_cache(
-    hub: Path, reference: str, found: list[str]
-) -> None:
+def test_a_checkpoint_of_the_hub_is_read_from_its_cache(hub: Path, reference: str, found: list[str]) -> None:
     assert read(reference) == found
 
 
@@ -143,10 +141,10 @@ def test_free_memory_is_the_machines_and_the_containers(
 
 
 def test_reading_ahead_does_not_wait_for_torch() -> None:
-    code = "import sys, twinshot_engine.read_ahead as r; r.read_ahead('builtin'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from twinshot_engine.read_ahead import read_ahead; read_ahead('builtin');"
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_this_machine_tells_how_much_memory_is_free() -> None:
     assert not sys.platform.startswith("linux") or read_ahead.free_memory() > 0
-

@@ -85,8 +85,8 @@ class Observe:
 
     A client's own `X-Request-Id` of 1 to 64 letters, digits, dots, dashes or underscores is kept. What routes
     put into `scope["state"]["facts"]` is logged with the request; `outcome` there is the status that a
-    stream, which begins with 200, ended with. While the server drains each answer is its connection's last, so
-    that clients open their next one elsewhere and nobody's is closed under a request.
+    stream, which begins with 200, ended with. While the server drains each answer is its connection's last,
+    so that clients open their next one elsewhere and nobody's is closed under a request.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer, lifecycle: Lifecycle) -> None:

@@ -1,8 +1,8 @@
 """One address for several models: OpenAI's field `model` says which.
 
 An application of its own beside those of the models (`import_path: twinshot_server.cluster.gateway:build`),
-at `/`. It reads the field, and passes the request on to the application at `/<model>`; what that answers is passed
-back as it comes. Whoever calls `/<model>/…` does without it, and must for `/realtime`.
+at `/`. It reads the field, and passes the request on to the application at `/<model>`; what that answers is
+passed back as it comes. Whoever calls `/<model>/…` does without it, and must for `/realtime`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OF_A_REQUEST = _OF_A_CONNECTION | {"host", "content-length", "expect"}
 
 
 class Gateway:
-    """Passes requests on to the applications of `models`, which are at `address`; the first is the default."""
+    """Passes requests on to the applications of `models` at `address`; the first is the default."""
 
     def __init__(self, models: Sequence[str], address: str, max_body_bytes: int) -> None:
         self._models = models
@@ -152,11 +152,11 @@ def build(arguments: Mapping[str, Any]) -> Any:
 
     Raises ValueError if no model is named.
     """
-    from ray import serve
-
     models, address = list(arguments.get("models", ())), arguments.get("address", "http://127.0.0.1:8000")
     if not models:
         raise ValueError("models is empty: name at least one application, such as models: [z-image]")
+    from ray import serve
+
     most = Settings().max_body_bytes
     deployment = serve.deployment(name="Gateway", num_replicas=1, ray_actor_options={"num_cpus": 0.1})
     return deployment(serve.ingress(lambda: create_gateway(models, address, most))()).bind()

@@ -1,7 +1,8 @@
 """One model as a Ray Serve application: `import_path: twinshot_server.cluster.model:build`.
 
-Requests go from the proxy straight to a replica's own HTTP server; nothing but the proxy stands between. What the
-configuration of a deployment may say, such as `autoscaling_config` or `ray_actor_options`, wins over what is here.
+Requests go from the proxy straight to a replica's own HTTP server; nothing but the proxy stands between.
+What the configuration of a deployment says, such as `autoscaling_config` or `ray_actor_options`, wins over
+what is here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from ray import serve
 
 from twinshot_server.app import create_app
 from twinshot_server.logs import configure_logs
 from twinshot_server.service import Service
 from twinshot_server.settings import Settings
 
-TARGET_REQUESTS = 2.0
-"""Requests that a replica should have at a time, so that one waits while one is drawn; sessions of `/realtime`
-count."""
+AUTOSCALING: Mapping[str, float] = {
+    "min_replicas": 1,
+    "max_replicas": 8,
+    # One is drawn and one waits; an open session of /realtime counts as one.
+    "target_ongoing_requests": 2,
+    "upscale_delay_s": 10,
+    "downscale_delay_s": 300,
+}
 _SESSIONS = 64
 
 
@@ -42,12 +47,14 @@ class Model:
             raise UnhealthyError("an engine hangs or ended too often, or images cannot be encoded")
 
 
-def build(arguments: Mapping[str, Any]) -> serve.Application:
-    """The application of one model.
+def build(arguments: Mapping[str, Any]) -> Any:
+    """The Ray Serve application of one model.
 
-    `arguments` are fields of Settings, and `gpus` and `cpus`, which each replica has for itself: one of each, or no
-    GPU where `device` is cpu. Raises pydantic's ValidationError.
+    `arguments` are fields of Settings, and `gpus` and `cpus`, which each replica has for itself: one of each,
+    or no GPU where `device` is cpu. Raises pydantic's ValidationError.
     """
+    from ray import serve
+
     fields = dict(arguments)
     gpus = float(fields.pop("gpus", 0 if fields.get("device") == "cpu" else 1))
     cpus = float(fields.pop("cpus", 1))
@@ -55,15 +62,9 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         name="Model",
         ray_actor_options={"num_gpus": gpus, "num_cpus": cpus},
-        # More than ever wait: who is refused is for admission to say, with a reason and a time to come back.
+        # More than ever wait: who is refused is for admission to say, with a reason and when to come back.
         max_ongoing_requests=settings.max_queue + _SESSIONS,
-        autoscaling_config={
-            "min_replicas": 1,
-            "max_replicas": 8,
-            "target_ongoing_requests": TARGET_REQUESTS,
-            "upscale_delay_s": 10.0,
-            "downscale_delay_s": 300.0,
-        },
+        autoscaling_config=dict(AUTOSCALING),
         graceful_shutdown_timeout_s=settings.drain_seconds + settings.shutdown_seconds,
         health_check_period_s=2.0,
     )
@@ -73,7 +74,7 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
 def make_app(fields: Mapping[str, Any]) -> FastAPI:
     """The server's application, whose start ends when its model is warm: until then Ray sends no requests.
 
-    API keys come from the replica's environment, as settings do that `fields` leaves out.
+    API keys come from the replica's environment, as does every setting that `fields` leaves out.
     """
     settings = Settings(**fields)
     configure_logs(settings.log_level, settings.log_format)
@@ -81,12 +82,12 @@ def make_app(fields: Mapping[str, Any]) -> FastAPI:
     start = app.router.lifespan_context
 
     @asynccontextmanager
-    async def warm_first(served: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
-        async with start(served) as state:
+    async def warm_first(served: FastAPI) -> AsyncIterator[None]:
+        async with start(served):
             await asyncio.wrap_future(served.state.service.dispatcher.ready)
             gc.collect()
             gc.freeze()  # what is there by now stays
-            yield state
+            yield
 
     app.router.lifespan_context = warm_first
     return app
