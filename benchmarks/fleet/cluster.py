@@ -36,6 +36,16 @@ _LIMITS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
+_AUTOSCALED = {
+    "num_replicas": "auto",
+    "autoscaling_config": {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 2,
+        "downscale_delay_s": 5,
+    },
+}
 _PATIENCE = 120
 
 
@@ -76,7 +86,7 @@ class Cluster:
                 continue
         return sorted(found)
 
-    def write(self, replicas: int) -> Path:
+    def write(self, replicas: int | None) -> Path:
         """Put its configuration, with so many replicas, into a file."""
         port = int(self.url.rpartition(":")[2])
         path = self.folder / "cluster.yaml"
@@ -84,20 +94,23 @@ class Cluster:
         return path
 
 
-def configuration(port: int, replicas: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What `deploy/ray/local.yaml` says, at another port and with other arguments of the model."""
+def configuration(port: int, replicas: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `deploy/ray/local.yaml` says, at another port and with other arguments of the model.
+
+    None are as many replicas as requests need, two at most.
+    """
     found: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "ray" / "local.yaml").read_text())
     model, gateway = found["applications"]
     found["http_options"]["port"] = port
     model["args"] |= arguments
-    model["deployments"][0]["num_replicas"] = replicas
+    model["deployments"][0] |= {"num_replicas": replicas} if replicas else _AUTOSCALED
     gateway["args"]["address"] = f"http://127.0.0.1:{port}"
     return found
 
 
 @contextmanager
 def cluster(
-    folder: Path, arguments: dict[str, Any], replicas: int = 2, **environment: str
+    folder: Path, arguments: dict[str, Any], replicas: int | None, **environment: str
 ) -> Iterator[Cluster]:
     """A cluster of one machine, whose model is ready. Raises FileNotFoundError without the extra `[ray]`."""
     if _PROGRAM is None:
@@ -111,7 +124,7 @@ def cluster(
             process = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
         try:
             eventually(lambda: _is_ready(made, process), _PATIENCE)
-            eventually(lambda: len(made.replicas()) == replicas, _PATIENCE)
+            eventually(lambda: len(made.replicas()) == (replicas or 1), _PATIENCE)
             yield made
         finally:
             process.send_signal(signal.SIGINT)

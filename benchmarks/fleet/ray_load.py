@@ -15,18 +15,17 @@ from openai import APIError, AsyncOpenAI
 from fleet.clients import Ask, LostError, Tally, Ways, apply_mixed_load
 from fleet.cluster import MODEL, STUB_ARGUMENTS, Cluster, cluster
 from fleet.replicas import judge
+from fleet.rolling import SMALL_STUB
 from soak.report import Finding, at_most, told
 from soak.servers import STUB, eventually, running
 from soak.speed import ask
 from twinshot import AsyncClient
 from twinshot_server.load.summary import quantile
 
-_STUB = {"TWINSHOT_STUB_SIZES": "256x256", "TWINSHOT_STUB_MS": "25"}
-
 
 def measure_cluster(folder: Path, seconds: float, rate: float, *, stub: bool) -> list[Finding]:
     """A mixed load, `kill -9` of a replica after a third of it; then one replica is taken away."""
-    arguments, environment = (STUB_ARGUMENTS, _STUB) if stub else ({}, {})
+    arguments, environment = (STUB_ARGUMENTS, SMALL_STUB) if stub else ({}, {})
     with cluster(folder, arguments, 2, **environment) as made:
         killed, restarted = asyncio.run(_load(made, rate, seconds, _kill))
         scaled, _ = asyncio.run(_load(made, rate, max(15.0, seconds / 10), lambda made: made.scale(1)))

@@ -14,6 +14,8 @@ from fleet.service import Mode, free_port, service
 from soak.report import Finding, at_most, told
 from soak.servers import STUB, Server, start
 
+SMALL_STUB = {"TWINSHOT_STUB_SIZES": "256x256", "TWINSHOT_STUB_MS": "25"}
+"""Environment of a stub whose pictures cost the rest of the server little."""
 _DRAIN_SECONDS = 4.0
 """The service needs a second to see that a server is unready."""
 _SETTLE_SECONDS = 2.0
@@ -21,9 +23,9 @@ _SETTLE_SECONDS = 2.0
 
 def measure_rolling(folder: Path, mode: Mode, seconds: float, rate: float, *, stub: bool) -> list[Finding]:
     """A mixed load on the address while one server after the other is stopped by SIGTERM and started anew."""
-    options = STUB if stub else ()
+    options, environment = (STUB, SMALL_STUB) if stub else ((), {})
     with ExitStack() as stack:
-        servers = [Restartable(folder / f"server-{number}.log", options) for number in range(2)]
+        servers = [Restartable(folder / f"server-{number}.log", options, environment) for number in range(2)]
         for each in servers:
             stack.callback(each.end)
             each.start()
@@ -46,6 +48,7 @@ class Restartable:
 
     log: Path
     options: tuple[str, ...]
+    environment: dict[str, str]
     port: int = field(default_factory=free_port)
     codes: list[int] = field(default_factory=list)
     server: Server | None = None
@@ -53,7 +56,7 @@ class Restartable:
     def start(self) -> None:
         """Start it, and wait until it is ready."""
         drain = ("--drain-seconds", str(_DRAIN_SECONDS))
-        self.server = start(self.log, "--port", str(self.port), *drain, *self.options)
+        self.server = start(self.log, "--port", str(self.port), *drain, *self.options, **self.environment)
 
     def restart(self) -> None:
         """SIGTERM, its end, and a new one."""

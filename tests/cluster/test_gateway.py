@@ -40,7 +40,7 @@ def serving(app: Any) -> Iterator[str]:
 
 
 class Models:
-    """Applications at `/one` and `/two`, which repeat what they were asked; `left` is set when a reader leaves."""
+    """Applications at `/one` and `/two`, which repeat what they are asked; `left`: a reader went away."""
 
     def __init__(self) -> None:
         self.left = threading.Event()
