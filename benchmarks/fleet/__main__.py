@@ -20,19 +20,19 @@ _RESULT = _ROOT / "benchmarks" / "results" / "fleet-cpu.json"
 
 
 def _replicas(folder: Path, options: argparse.Namespace) -> list[Finding]:
-    return measure_replicas(folder, options.seconds or 120.0, options.rate)
+    return measure_replicas(folder, options.seconds or 120.0, options.users)
 
 
 def _rolling(folder: Path, options: argparse.Namespace) -> list[Finding]:
     seconds = options.seconds or 120.0
-    services = measure_rolling(folder, "tcp", seconds, options.rate, stub=options.stub)
-    return services + measure_rolling(folder, "http", seconds, options.rate, stub=options.stub)
+    services = measure_rolling(folder, "tcp", seconds, options.users, stub=options.stub)
+    return services + measure_rolling(folder, "http", seconds, options.users, stub=options.stub)
 
 
 def _ray(folder: Path, options: argparse.Namespace) -> list[Finding]:
     from fleet.ray_load import measure_cluster
 
-    return measure_cluster(folder, options.seconds or 600.0, options.rate, stub=options.stub)
+    return measure_cluster(folder, options.seconds or 600.0, options.users, stub=options.stub)
 
 
 def _path(folder: Path, _options: argparse.Namespace) -> list[Finding]:
@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenarios", nargs="+", choices=list(_SCENARIOS), help="ray and path need [ray]")
     parser.add_argument("--seconds", type=float, help="of load; else 120, and 600 for ray")
-    parser.add_argument("--rate", type=float, default=1.0, help="requests, streams and sessions a second")
+    parser.add_argument("--users", type=int, default=4, help="who ask for pictures, a second apart or so")
     parser.add_argument("--stub", action="store_true", help="rolling and ray: the stub, not the miniature")
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {_RESULT.relative_to(_ROOT)}")
     options = parser.parse_args()

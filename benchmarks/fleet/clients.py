@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,10 +13,11 @@ from dataclasses import dataclass, field
 import httpx2
 
 from twinshot import AsyncClient, Done, Failed, Frame, TwinshotError
-from twinshot_server.load.plan import LoadPlan
 
 _TRIES = 3
 """How often the owner of a stream or a session asks: the client leaves it to them when one is cut."""
+_PAUSE = 1.0
+"""Seconds, on average, that a user looks at a picture."""
 _PROMPTS = ("a red car", "a blue tree in the snow", "a green dog on a beach", "a white chair at night")
 
 
@@ -110,26 +113,28 @@ WAYS: Ways = {
 
 
 async def apply_mixed_load(
-    url: str, rate: float, stop: Callable[[float], bool], more: Ways | None = None
+    url: str, users: int, stop: Callable[[float], bool], more: Ways | None = None
 ) -> Tally:
-    """Ask in all `WAYS`, and `more`, by turns, `rate` times a second at random moments, until `stop` says so.
+    """As many users, each asking in all `WAYS`, and `more`, in turn, a second apart or so, until `stop` says so.
 
-    `stop` is told the seconds since the start.
+    `stop` is told the seconds since the start. Users who wait ask for no more, so a machine that others use too
+    gets no more load than it can bear.
     """
+    tally, started = Tally(), time.monotonic()
     ways = [*WAYS.items(), *(more or {}).items()]
-    tally = Tally()
-    tasks: list[asyncio.Task[None]] = []
-    started = time.monotonic()
-    async with AsyncClient(url, timeout=60, transport=Counting(tally)) as client:
-        for arrival in LoadPlan(rate, 3600, {"auto": 1.0}).arrivals():
-            await asyncio.sleep(max(0.0, started + arrival.moment - time.monotonic()))
+
+    async def use(user: int) -> None:
+        chance = random.Random(user)
+        for number in itertools.count(user, users):
+            await asyncio.sleep(chance.expovariate(1 / _PAUSE))
             if stop(time.monotonic() - started):
-                break
-            way, (ask, tries) = ways[arrival.number % len(ways)]
+                return
+            way, (ask, tries) = ways[chance.randrange(len(ways))]
             tally.asked[way] += 1
-            told = _ask(client, arrival.number, way, ask, tries, tally)
-            tasks.append(asyncio.create_task(told))
-        await asyncio.gather(*tasks)
+            await _ask(client, number, way, ask, tries, tally)
+
+    async with AsyncClient(url, timeout=60, transport=Counting(tally)) as client:
+        await asyncio.gather(*(use(user) for user in range(users)))
     return tally
 
 

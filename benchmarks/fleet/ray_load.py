@@ -23,12 +23,12 @@ from twinshot import AsyncClient
 from twinshot_server.load.summary import quantile
 
 
-def measure_cluster(folder: Path, seconds: float, rate: float, *, stub: bool) -> list[Finding]:
+def measure_cluster(folder: Path, seconds: float, users: int, *, stub: bool) -> list[Finding]:
     """A mixed load, `kill -9` of a replica after a third of it; then one replica is taken away."""
     arguments, environment = (STUB_ARGUMENTS, SMALL_STUB) if stub else ({}, {})
     with cluster(folder, arguments, 2, **environment) as made:
-        killed, restarted = asyncio.run(_load(made, rate, seconds, _kill))
-        scaled, _ = asyncio.run(_load(made, rate, max(15.0, seconds / 10), lambda made: made.scale(1)))
+        killed, restarted = asyncio.run(_load(made, users, seconds, _kill))
+        scaled, _ = asyncio.run(_load(made, users, max(15.0, seconds / 10), lambda made: made.scale(1)))
     name = f"Ray Serve, two replicas, one killed, {seconds:g} s"
     findings = [told(name, "until there were two again", restarted, "s"), *judge(name, killed)]
     name = "Ray Serve, from two replicas to one"
@@ -58,13 +58,13 @@ def measure_path(folder: Path, requests: int) -> list[Finding]:
 
 
 async def _load(
-    made: Cluster, rate: float, seconds: float, fault: Callable[[Cluster], None]
+    made: Cluster, users: int, seconds: float, fault: Callable[[Cluster], None]
 ) -> tuple[Tally, float]:
     """The load, the fault after a third of it, and how long that took."""
     async with _by_name(made.url) as by_name:
         more: Ways = {"by name": (by_name, 1)}
         url = f"{made.url}/{MODEL}"
-        loading = asyncio.create_task(apply_mixed_load(url, rate, lambda spent: spent > seconds, more))
+        loading = asyncio.create_task(apply_mixed_load(url, users, lambda spent: spent > seconds, more))
         await asyncio.sleep(seconds / 3)
         started = time.monotonic()
         await asyncio.to_thread(fault, made)

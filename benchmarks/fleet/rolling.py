@@ -21,7 +21,7 @@ _DRAIN_SECONDS = 4.0
 _SETTLE_SECONDS = 2.0
 
 
-def measure_rolling(folder: Path, mode: Mode, seconds: float, rate: float, *, stub: bool) -> list[Finding]:
+def measure_rolling(folder: Path, mode: Mode, seconds: float, users: int, *, stub: bool) -> list[Finding]:
     """A mixed load on the address while one server after the other is stopped by SIGTERM and started anew."""
     options, environment = (STUB, SMALL_STUB) if stub else ((), {})
     with ExitStack() as stack:
@@ -30,7 +30,7 @@ def measure_rolling(folder: Path, mode: Mode, seconds: float, rate: float, *, st
             stack.callback(each.end)
             each.start()
         url = stack.enter_context(service(folder, [each.port for each in servers], mode))
-        tally, restarts = asyncio.run(_roll_under_load(url, servers, seconds, rate))
+        tally, restarts = asyncio.run(_roll_under_load(url, servers, seconds, users))
     seen = "connections" if mode == "tcp" else "requests"
     name = f"rolling restart for {seconds:g} s, HAProxy shares out {seen}"
     codes = [code for each in servers for code in each.codes]
@@ -72,10 +72,10 @@ class Restartable:
 
 
 async def _roll_under_load(
-    url: str, servers: list[Restartable], seconds: float, rate: float
+    url: str, servers: list[Restartable], seconds: float, users: int
 ) -> tuple[Tally, int]:
     done = asyncio.Event()
-    load = asyncio.create_task(apply_mixed_load(url, rate, lambda _spent: done.is_set()))
+    load = asyncio.create_task(apply_mixed_load(url, users, lambda _spent: done.is_set()))
     started, restarts = time.monotonic(), 0
     while time.monotonic() - started < seconds:
         await asyncio.sleep(_SETTLE_SECONDS)  # until the service has seen that both are ready

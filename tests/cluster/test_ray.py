@@ -39,7 +39,7 @@ def test_builders_make_applications() -> None:
 
 
 def test_a_replica_killed_and_one_taken_away_lose_nothing(tmp_path: Path) -> None:
-    findings = measure_cluster(tmp_path, 30.0, 3.0, stub=True)
+    findings = measure_cluster(tmp_path, 30.0, 4, stub=True)
     assert [each for each in findings if each.kept is False] == []
 
 
@@ -63,13 +63,13 @@ def test_replicas_follow_the_requests_and_leave_without_losing_any(autoscaled: C
         seen.add(len(autoscaled.replicas()))
         return seconds > 40
 
-    busy = asyncio.run(apply_mixed_load(f"{autoscaled.url}/{MODEL}", 2.0, stop))
+    busy = asyncio.run(apply_mixed_load(f"{autoscaled.url}/{MODEL}", 6, stop))
     assert max(seen) > 1
     started = time.monotonic()
     calm = asyncio.run(
         apply_mixed_load(
             f"{autoscaled.url}/{MODEL}",
-            0.5,
+            1,
             lambda _spent: len(autoscaled.replicas()) == 1 or time.monotonic() - started > 90,
         )
     )

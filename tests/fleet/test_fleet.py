@@ -30,7 +30,7 @@ def measured(findings: list[Finding], figure: str) -> float:
 
 
 def test_killing_an_engine_of_two_loses_nothing(tmp_path: Path) -> None:
-    findings = measure_replicas(tmp_path, 6.0, 1.0)
+    findings = measure_replicas(tmp_path, 6.0, 2)
     assert broken_counts(findings) == []
     assert measured(findings, "engines killed") >= 1
     assert measured(findings, "asked for (files, streams, sessions)") >= 3
@@ -39,7 +39,7 @@ def test_killing_an_engine_of_two_loses_nothing(tmp_path: Path) -> None:
 @needs_haproxy
 @pytest.mark.parametrize("mode", ["tcp", "http"])
 def test_a_rolling_restart_fails_no_request(mode: Mode, tmp_path: Path) -> None:
-    findings = measure_rolling(tmp_path, mode, 6.0, 8.0, stub=True)
+    findings = measure_rolling(tmp_path, mode, 6.0, 8, stub=True)
     assert broken_counts(findings) == []
     assert measured(findings, "restarts") >= 1
     assert measured(findings, "HTTP answers") > 20
@@ -54,7 +54,7 @@ def test_a_server_that_leaves_without_draining_does_fail_requests(tmp_path: Path
 
             async def load() -> tuple[int, list[str]]:
                 done = asyncio.Event()
-                loading = asyncio.create_task(apply_mixed_load(url, 20.0, lambda _spent: done.is_set()))
+                loading = asyncio.create_task(apply_mixed_load(url, 20, lambda _spent: done.is_set()))
                 await asyncio.sleep(1.0)
                 server.process.kill()
                 await asyncio.sleep(1.0)
