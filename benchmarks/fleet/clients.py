@@ -115,10 +115,10 @@ WAYS: Ways = {
 async def apply_mixed_load(
     url: str, users: int, stop: Callable[[float], bool], more: Ways | None = None
 ) -> Tally:
-    """As many users, each asking in all `WAYS`, and `more`, in turn, a second apart or so, until `stop` says so.
+    """So many users, who each ask in all `WAYS`, and `more`, by chance, until `stop` says so.
 
-    `stop` is told the seconds since the start. Users who wait ask for no more, so a machine that others use too
-    gets no more load than it can bear.
+    `stop` is told the seconds since the start. Users look at what they got for a second or so, and ask for no
+    more while they wait: a machine that is slow, as others use it too, gets no more load than it can bear.
     """
     tally, started = Tally(), time.monotonic()
     ways = [*WAYS.items(), *(more or {}).items()]
