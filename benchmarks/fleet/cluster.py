@@ -46,7 +46,7 @@ _AUTOSCALED = {
         "downscale_delay_s": 5,
     },
 }
-_PATIENCE = 120
+_PATIENCE = 400
 
 
 @dataclass

@@ -29,9 +29,10 @@ def measure_cluster(folder: Path, seconds: float, users: int, *, stub: bool) -> 
     with cluster(folder, arguments, 2, **environment) as made:
         killed, restarted = asyncio.run(_load(made, users, seconds, _kill))
         scaled, _ = asyncio.run(_load(made, users, max(15.0, seconds / 10), lambda made: made.scale(1)))
-    name = f"Ray Serve, two replicas, one killed, {seconds:g} s"
+    engine = "the stub" if stub else "the miniature"
+    name = f"Ray Serve, two replicas of {engine}, {seconds:g} s, one killed"
     findings = [told(name, "until there were two again", restarted, "s"), *judge(name, killed)]
-    name = "Ray Serve, from two replicas to one"
+    name = f"Ray Serve, from two replicas of {engine} to one"
     failed = at_most(name, "HTTP requests that failed", scaled.failed_tries, "", 0)
     return [*findings, failed, *judge(name, scaled)]
 
@@ -76,7 +77,7 @@ def _kill(made: Cluster) -> None:
     """Kill one, and wait until one answers that is younger."""
     killed = time.time()
     made.kill_replica()
-    eventually(lambda: _birth(made) > killed, 180)
+    eventually(lambda: _birth(made) > killed, 400)
 
 
 def _birth(made: Cluster) -> float:

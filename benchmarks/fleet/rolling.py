@@ -31,8 +31,8 @@ def measure_rolling(folder: Path, mode: Mode, seconds: float, users: int, *, stu
             each.start()
         url = stack.enter_context(service(folder, [each.port for each in servers], mode))
         tally, restarts = asyncio.run(_roll_under_load(url, servers, seconds, users))
-    seen = "connections" if mode == "tcp" else "requests"
-    name = f"rolling restart for {seconds:g} s, HAProxy shares out {seen}"
+    shared, engine = "connections" if mode == "tcp" else "requests", "the stub" if stub else "the miniature"
+    name = f"two servers of {engine}, restarted by turns for {seconds:g} s, HAProxy shares out {shared}"
     codes = [code for each in servers for code in each.codes]
     return [
         told(name, "restarts", restarts, ""),
