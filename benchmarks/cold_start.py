@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from torch import Tensor
 from twinshot_engine.benchmark.rows import facts
 from twinshot_engine.checkpoint import BUILTIN_FOLDER
 from twinshot_engine.random_weights import RandomCheckpoint, find_random
+from twinshot_engine.types import EngineInfo
+from twinshot_server.processes.start_clock import WARMING
 from twinshot_server.rehearsal import rehearse_start
 from twinshot_server.settings import Settings
 
@@ -71,18 +74,28 @@ def main() -> None:
 def measure(settings: Settings, folder: Path) -> list[Row]:
     """The rows of all starts that count."""
     start(settings)
-    rows = rows_of(settings, "page cache", start(settings))
+    rows = rows_of("page cache", *start(settings))
     # Only the first replica reads ahead.
     for weights, replica in (("disk, not read ahead", 1), ("disk, read ahead", 0)):
         forget(folder)
-        again = settings.model_copy(update={"replica": replica})
-        rows += rows_of(settings, weights, start(again))
+        rows += rows_of(weights, *start(settings.model_copy(update={"replica": replica})))
     return rows
 
 
-def start(settings: Settings) -> dict[str, float]:
-    """Seconds of each stage, as the engine's process reports them."""
-    return rehearse_start(settings, lambda _stage, _done: None)
+def start(settings: Settings) -> tuple[EngineInfo, dict[str, float]]:
+    """What was started, and seconds of each stage and of each part of warming, as its process reports them."""
+    marks: list[tuple[str, float]] = []
+
+    def mark(stage: str, _done: float) -> None:
+        name = stage.partition(",")[0]
+        if not marks or marks[-1][0] != name:
+            marks.append((name, time.perf_counter()))
+
+    info, seconds = rehearse_start(settings, mark)
+    loaded, *rest = [number for number, (name, _) in enumerate(marks) if name == "ready"]
+    warming = marks[loaded + 1 : rest[0] + 1] if rest else []
+    parts = {f"{WARMING}: {name}": end - began for (name, began), (_, end) in pairwise(warming)}
+    return info, seconds | parts
 
 
 def forget(folder: Path) -> None:
@@ -93,22 +106,23 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rows_of(settings: Settings, weights: str, seconds: dict[str, float]) -> list[Row]:
+def rows_of(weights: str, info: EngineInfo, seconds: dict[str, float]) -> list[Row]:
     """A row for each stage, and one for all of them."""
-    sizes = settings.listed_sizes or ((None, None),)
+    width, height = info.sizes[0]
     common: Row = {
         "benchmark": "latency",
         "system": "twinshot",
         "part": "ready",
         "weights": weights,
-        "precision": settings.precision,
-        "width": sizes[0][0],
-        "height": sizes[0][1],
+        "family": info.family,
+        "precision": info.precision,
+        "width": width,
+        "height": height,
         "batch": 1,
         "steps": 1,
         "samples": 1,
     } | facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    stages = {**seconds, "total": sum(seconds.values())}
+    stages = {**seconds, "total": sum(each for stage, each in seconds.items() if ": " not in stage)}
     return [common | {"stage": stage, "median_ms": round(each * 1000, 1)} for stage, each in stages.items()]
 
 

@@ -209,7 +209,7 @@ def check_caches() -> Iterator[Finding]:
 def check_start(settings: Settings, report: Callable[[str, float], None]) -> Iterator[Finding]:
     """How long a server's engine takes until it can draw, stage by stage."""
     try:
-        seconds = rehearse_start(settings, report)
+        _, seconds = rehearse_start(settings, report)
     except StartError as error:
         yield Finding("cold start", Status.FAULT, str(error), "See to what is at fault above first.")
         return

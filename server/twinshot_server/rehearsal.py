@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twinshot_engine.types import EngineInfo
 from twinshot_server.processes import channel
 from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.children import ProcessChild
@@ -16,8 +17,10 @@ class StartError(Exception):
     """An engine could not be started; the message says why."""
 
 
-def rehearse_start(settings: Settings, report: Callable[[str, float], None]) -> dict[str, float]:
-    """Start an engine in a process of its own until it could draw, and end it: seconds by stage.
+def rehearse_start(
+    settings: Settings, report: Callable[[str, float], None]
+) -> tuple[EngineInfo, dict[str, float]]:
+    """Start an engine in a process of its own until it could draw, and end it: what it was, seconds by stage.
 
     `report` hears of each stage. Raises StartError.
     """
@@ -27,7 +30,7 @@ def rehearse_start(settings: Settings, report: Callable[[str, float], None]) -> 
         channel.send(child.stream, Begin(measure=True))
         while not isinstance(message := channel.receive(child.stream), Ready):
             _note(message, clock, report)
-        return clock.finish()
+        return message.info, clock.finish()
     except (EOFError, OSError):
         raise StartError(f"its process ended: {child.wait(5)}") from None
     finally:
