@@ -83,7 +83,7 @@ def measure(settings: Settings, folder: Path) -> list[Row]:
 
 
 def start(settings: Settings) -> tuple[EngineInfo, dict[str, float]]:
-    """What was started, and seconds of each stage and of each part of warming, as its process reports them."""
+    """What was started, and seconds of each stage and of each part of warming, as the process tells."""
     marks: list[tuple[str, float]] = []
 
     def mark(stage: str, _done: float) -> None:
