@@ -30,8 +30,12 @@ def measure_cluster(folder: Path, seconds: float, users: int, *, stub: bool) -> 
         killed, restarted = asyncio.run(_load(made, users, seconds, _kill))
         scaled, _ = asyncio.run(_load(made, users, max(15.0, seconds / 10), lambda made: made.scale(1)))
     engine = "the stub" if stub else "the miniature"
-    name = f"Ray Serve, two replicas of {engine}, {seconds:g} s, one killed"
-    findings = [told(name, "until there were two again", restarted, "s"), *judge(name, killed)]
+    name = f"Ray Serve, two replicas of {engine}, one killed"
+    findings = [
+        told(name, "load", seconds, "s"),
+        told(name, "until there were two again", restarted, "s"),
+        *judge(name, killed),
+    ]
     name = f"Ray Serve, from two replicas of {engine} to one"
     failed = at_most(name, "HTTP requests that failed", scaled.failed_tries, "", 0)
     return [*findings, failed, *judge(name, scaled)]

@@ -21,8 +21,9 @@ def measure_replicas(folder: Path, seconds: float, users: int) -> list[Finding]:
         eventually(lambda: engines(server) == 2, 60)
         tally, restarts = asyncio.run(_kill_under_load(server, seconds, users))
         restarted = server.metric('twinshot_engine_restarts_total{reason="exit"}')
-    name = f"two engines of the miniature, one killed every {_PERIOD:g} s for {seconds:g} s"
+    name = f"two engines of the miniature, one killed every {_PERIOD:g} s"
     return [
+        told(name, "load", seconds, "s"),
         told(name, "engines killed", len(restarts), ""),
         at_most(name, "killed and not replaced", len(restarts) - restarted, "", 0),
         at_most(name, "longest until there were two again", max(restarts), "s", 10),

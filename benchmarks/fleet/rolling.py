@@ -32,9 +32,10 @@ def measure_rolling(folder: Path, mode: Mode, seconds: float, users: int, *, stu
         url = stack.enter_context(service(folder, [each.port for each in servers], mode))
         tally, restarts = asyncio.run(_roll_under_load(url, servers, seconds, users))
     shared, engine = "connections" if mode == "tcp" else "requests", "the stub" if stub else "the miniature"
-    name = f"two servers of {engine}, restarted by turns for {seconds:g} s, HAProxy shares out {shared}"
+    name = f"two servers of {engine}, restarted by turns, HAProxy shares out {shared}"
     codes = [code for each in servers for code in each.codes]
     return [
+        told(name, "load", seconds, "s"),
         told(name, "restarts", restarts, ""),
         at_most(name, "ended with another code than 0", len(codes) - codes.count(0), "", 0),
         at_most(name, "HTTP requests that failed", tally.failed_tries, "", 0),
