@@ -19,7 +19,11 @@ from fleet.rolling import SMALL_STUB
 from twinshot import Client
 from twinshot_server.cluster import gateway, model
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default"),  # Ray's own use of pydantic is deprecated
+]
 DEPLOY = Path(__file__).parents[2] / "deploy" / "ray"
 
 
