@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from twinshot_engine.types import Size
@@ -22,8 +22,23 @@ LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+_MOST_REPLICAS = 64
+
+
 class SettingsError(Exception):
     """A setting asks for what this machine does not have; the message names it and what is accepted."""
+
+
+def _read_replicas(value: object) -> object:
+    text = str(value)
+    if text == "auto":
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_REPLICAS:
+        raise ValueError(f"is {text!r}, not 'auto' or a whole number from 1 to {_MOST_REPLICAS}")
+    return int(text)
+
+
+Replicas = Annotated[int | Literal["auto"], BeforeValidator(_read_replicas)]
 
 
 class Settings(BaseSettings):
@@ -60,7 +75,9 @@ class Settings(BaseSettings):
         description="Step counts to offer, comma-separated; any:8 and multi:30 name their schedules.",
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; every core if not given.")
-    replicas: int = Field(default=1, ge=1, le=64, description="Engine processes: one a GPU.")
+    replicas: Replicas = Field(
+        default=1, description="Engine processes behind one HTTP front: a number, or auto for one a GPU."
+    )
     replica: int = Field(default=0, ge=0, description="Which of them this is; the server sets it.")
     batching: Batching = Field(
         default="exact",

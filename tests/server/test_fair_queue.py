@@ -34,6 +34,16 @@ def popped(queue: FairQueue) -> list[list[int]]:
     return batches
 
 
+def test_what_is_put_back_comes_first_of_its_kind() -> None:
+    queue = queue_of(*(make_job(seed) for seed in range(3)))
+    first, second = queue.pop() + queue.pop()
+    queue.put_back(second)
+    queue.put_back(first)
+    assert popped(queue) == [[0], [1], [2]]
+    queue.put_back(first)  # its flow is gone by now
+    assert popped(queue) == [[0]]
+
+
 def test_equals_are_served_in_their_order() -> None:
     queue = queue_of(*(make_job(seed) for seed in range(3)))
     assert len(queue) == 3

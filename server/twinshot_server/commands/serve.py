@@ -45,7 +45,7 @@ def serve(
     sizes: Annotated[str, option("sizes")] = DEFAULTS.sizes,
     steps: Annotated[str, option("steps")] = DEFAULTS.steps,
     threads: Threads = DEFAULTS.threads,
-    replicas: Annotated[int, option("replicas")] = DEFAULTS.replicas,
+    replicas: Annotated[str, option("replicas")] = str(DEFAULTS.replicas),
     batching: Annotated[Batching, option("batching")] = DEFAULTS.batching,
     max_batch: Annotated[int, option("max_batch")] = DEFAULTS.max_batch,
     engine: Annotated[str, option("engine")] = DEFAULTS.engine,

@@ -26,8 +26,10 @@ from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.calibration import measure_costs
 from twinshot_server.processes.messages import (
     Answered,
+    Begin,
     CannotLoad,
     ChangeAdapter,
+    Cost,
     Draw,
     Drawn,
     Finished,
@@ -38,6 +40,7 @@ from twinshot_server.processes.messages import (
     Task,
     Validate,
 )
+from twinshot_server.processes.start_clock import MEASURING
 
 _log = structlog.stdlib.get_logger("twinshot.engine")
 
@@ -99,11 +102,11 @@ class EngineWorker:
                 self._draw_batch(engine, order)
 
     def _prepare(self) -> ImageEngine | None:
+        begin = self._first_order()
         try:
             engine = self._load(self._report)
             engine.warm(self._report)
-            self._report("measuring costs", 0.0)
-            costs = measure_costs(engine, self._batches)
+            costs = self._measure(engine) if begin.measure else ()
         except _HungUpError:
             raise
         except LOADING_ERRORS as error:
@@ -116,6 +119,17 @@ class EngineWorker:
             self._send(Ready(engine.info, costs, adapters_of(engine)))
             return engine
         return None
+
+    def _first_order(self) -> Begin:
+        try:
+            begin: Begin = channel.receive(self._stream)
+        except (EOFError, OSError):
+            raise _HungUpError from None
+        return begin
+
+    def _measure(self, engine: ImageEngine) -> tuple[Cost, ...]:
+        self._report(MEASURING, 0.0)
+        return measure_costs(engine, self._batches)
 
     def _report(self, stage: str, fraction: float) -> None:
         self._send(Loading(stage, fraction))

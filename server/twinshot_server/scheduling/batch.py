@@ -49,6 +49,10 @@ class Owner(Protocol):
         """A job will not be drawn: it failed, or nobody wants it."""
         ...
 
+    def engine_returned(self, job: Job, slot: int) -> None:
+        """A job comes back untouched: the engine ended before it began with it."""
+        ...
+
     def engine_finished(self, batch: Batch, finished: Finished) -> None:
         """It is done with a batch."""
         ...

@@ -48,6 +48,11 @@ class FairQueue:
             flow.tag = max(flow.tag, self._now)
         flow.jobs.append(job)
 
+    def put_back(self, job: Job) -> None:
+        """Add a job that was popped but not drawn, ahead of those of its flow."""
+        key = (job.priority, job.caller, job.kind)
+        self._flows.setdefault(key, _Flow(self._now)).jobs.appendleft(job)
+
     def remove(self, job: Job) -> bool:
         """Take out a job that nobody wants any more; False if it was not waiting."""
         flow = self._flows.get((job.priority, job.caller, job.kind))
