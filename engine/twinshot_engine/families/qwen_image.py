@@ -2,8 +2,8 @@
 
 Parts: ``text_encoder/`` (Qwen2.5-VL, of which the language model is read), ``tokenizer/``, ``transformer/``
 (TwinFlow adds ``time_text_embed_2``; a LoRA-merged or plain checkpoint has none, and is given one time, see
-:func:`~twinshot_engine.schedule.single_time`) and ``vae/`` (of which only the decoder is read). ``scheduler/``
-:mod:`twinshot_engine.schedule`.
+:func:`~twinshot_engine.schedule.single_time`) and ``vae/`` (of which only the decoder is read).
+``scheduler/`` is not used: times come from :mod:`twinshot_engine.schedule`.
 """
 
 from __future__ import annotations
