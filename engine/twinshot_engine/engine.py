@@ -1,7 +1,7 @@
 """Prompts in, pixels out: load, warm, then generate batch after batch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -214,8 +214,8 @@ class Engine:
         return self.denoise(self.draw_noise(requests), captions, first.steps, first.guidance)
 
     def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Caption]:
-        """Embed the prompts one by one, or take them from the cache."""
-        return [self._encode(request.prompt) for request in requests]
+        """Embed the prompts, or take them from the cache; new ones of one length may share a pass."""
+        return self._encode([request.prompt for request in requests])
 
     def draw_noise(self, requests: Sequence[GenerateRequest]) -> Noise:
         """Seed a generator for every request."""
@@ -240,7 +240,7 @@ class Engine:
         return latents
 
     def _negative(self, count: int) -> list[Caption]:
-        return [self._encode(self._model.negative_prompt)] * count
+        return self._encode([self._model.negative_prompt]) * count
 
     def _move(
         self, latents: Tensor, fresh: Tensor | None, batches: Sequence[tuple[_Rows, Caption]], constants: Pass
@@ -268,14 +268,37 @@ class Engine:
         torch.cuda.current_stream(images.device).synchronize()
         return pinned.numpy()
 
-    def _encode(self, prompt: str) -> Caption:
-        ids = self._model.tokenizer.encode(prompt)
-        key = self._adapters.number, *ids  # an adapter may change what the transformer makes of text
-        caption = self._cache.get(key)
-        if caption is None:
-            caption = self._stages.encode(*self._model.tokenizer.pad(ids))
-            self._cache.put(key, caption)
-        return caption
+    def _encode(self, prompts: Sequence[str]) -> list[Caption]:
+        texts = [tuple(self._model.tokenizer.encode(prompt)) for prompt in prompts]
+        found = {ids: self._cache.get(self._cache_key(ids)) for ids in dict.fromkeys(texts)}
+        new = [ids for ids, caption in found.items() if caption is None]
+        made = dict(self._encode_new(new))
+        for ids, caption in made.items():
+            self._cache.put(self._cache_key(ids), caption)
+        known = {ids: caption for ids, caption in found.items() if caption is not None} | made
+        return [known[ids] for ids in texts]
+
+    def _cache_key(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return self._adapters.number, *ids  # an adapter may change what the transformer makes of text
+
+    def _encode_new(self, texts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], Caption]]:
+        """Embed token ids that differ, in passes of one padded length."""
+        padded = [self._model.tokenizer.pad(list(ids)) for ids in texts]
+        by_length: dict[int, list[int]] = {}
+        for row, tokens in enumerate(padded):
+            by_length.setdefault(tokens.ids.shape[1], []).append(row)
+        for rows in by_length.values():
+            left = iter(rows)
+            for count in self._stages.text_batches(len(rows)):
+                some = list(islice(left, count))
+                ids, lengths = (torch.cat(each) for each in zip(*(padded[row] for row in some), strict=True))
+                caption = self._stages.encode(ids, lengths)
+                for place, row in enumerate(some):
+                    # A view of a batch would keep all of it in memory.
+                    own = (
+                        caption if count == 1 else tuple(each[place : place + 1].clone() for each in caption)
+                    )
+                    yield texts[row], own
 
     def _split(self, captions: Sequence[Caption]) -> list[tuple[_Rows, Caption]]:
         """Group images by their captions' shapes, in batches that one pass takes.

@@ -112,7 +112,7 @@ class Model(ABC):
 
     @abstractmethod
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
-        """Embed token ids ``[1, L]`` of true ``length`` ``[1]`` as all that the transformer reads of them."""
+        """Embed token ids ``[B, L]`` of true ``length`` ``[B]`` as all that the transformer reads of them."""
 
     @abstractmethod
     def caption_like(self, tokens: int) -> tuple[Like, ...]:

@@ -101,7 +101,8 @@ class SanaModel(Model):
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed; the first token's state, which all prompts share, comes before the prompt's."""
-        states = torch.cat((self.text.first_state, self.text(ids)[:, self.dropped :]), dim=1)
+        first = self.text.first_state.expand(len(ids), -1, -1)
+        states = torch.cat((first, self.text(ids)[:, self.dropped :]), dim=1)
         return self.transformer.read_caption(states), (length - (self.dropped - 1)).to(torch.int32)
 
     def caption_like(self, tokens: int) -> tuple[Like, ...]:
