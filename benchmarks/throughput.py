@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py --random-weights sana-1.6b --batch 8 --precision fp8
 
-Whole calls of ``Engine.generate``: tokenising, text, noise, denoising, decoding and the copy to the host, but no
-image files, which the server makes in a process of its own. Prints a table and, last, one JSON line.
+Whole calls of ``Engine.generate``: tokenising, text, noise, denoising, decoding and the copy to the host, but
+no image files, which the server makes in a process of its own. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
