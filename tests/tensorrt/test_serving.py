@@ -11,7 +11,7 @@ from building import SIZE
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
-from twinshot_engine.errors import EngineFilesError
+from twinshot_engine.errors import EngineFilesError, InvalidRequestError
 from twinshot_engine.tensorrt import targets
 from twinshot_engine.types import GenerateRequest
 
@@ -178,3 +178,10 @@ def test_falling_back_is_done_when_asked_for_and_said(
 def test_backend_and_engines_go_together(wish: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="'tensorrt' goes together with engines"):
         EngineConfig(**wish)
+
+
+def test_adapters_cannot_change_engines(served: Engine, built: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="Engines of TensorRT take no adapters"):
+        served.load_adapter("style", "style.safetensors")
+    with pytest.raises(ValueError, match=r"adapters style\.safetensors cannot change engines"):
+        load(built, adapters=("style.safetensors",))

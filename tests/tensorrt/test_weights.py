@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.families import Model, find_family
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.random_weights import find_random
 from twinshot_engine.tensorrt.fingerprint import fingerprint
 from twinshot_engine.tensorrt.redirected import mapped, unread

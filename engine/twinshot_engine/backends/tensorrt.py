@@ -92,6 +92,10 @@ class TensorRTBackend:
         """Take the largest batch that fits, again and again."""
         return largest_first(count, self._batch_sizes)
 
+    def text_batches(self, count: int) -> list[int]:
+        """One by one: a text encoder is built for one prompt."""
+        return [1] * count
+
     def _run(self, stage: str, *arguments: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(tuple(tensor.shape) for tensor in arguments)
         return self._runs[stage, shapes](*arguments)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.families import find_family
 from twinshot_engine.families.model import Model
-from twinshot_engine.random_weights import PREFIX, find_random
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.tensorrt.fingerprint import fingerprint
 from twinshot_engine.tensorrt.redirected import mapped, unread
 from twinshot_engine.tensorrt.stages import Stage, export_stages
@@ -44,7 +44,7 @@ class Source:
         Raises:
             CheckpointError: it is missing or damaged, or cannot draw one of the sizes.
         """
-        checkpoint = find_random(reference) if reference.startswith(PREFIX) else find_checkpoint(reference)
+        checkpoint = find_checkpoint(reference)
         config = EngineConfig(reference, device="cpu", sizes=sizes, batch_sizes=tuple(batch_sizes))
         shape = _load(replace(checkpoint, redirect=unread), config, "bf16")
         listed = tuple(shape.card.sizes.listed)
