@@ -104,9 +104,7 @@ class EngineConfig:
             needed = "needs a folder of engines" if self.engines is None else "runs no engines"
             raise ValueError(f"backend {self.backend!r} {needed}: 'tensorrt' goes together with engines")
         if self.engines is not None and self.adapters:
-            raise ValueError(
-                f"adapters {', '.join(self.adapters)} cannot change engines: build without engines"
-            )
+            raise ValueError(f"adapters {', '.join(self.adapters)} cannot change engines: take one of both")
 
     @property
     def named_adapters(self) -> Mapping[str, AdapterSource]:

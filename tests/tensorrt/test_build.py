@@ -191,7 +191,7 @@ def test_timings_are_kept_for_the_next_build(built: Path, unfinished: Path) -> N
         ({"targets": ("sm_75",), "precision": "bf16"}, r"sm_75 does not compute in bf16: sm_80, .* does"),
         ({"targets": ("sm_75", GPU)}, "sm_75 shares no engine with sm_89: build for it alone"),
         ({"sizes": ((300, 300),)}, "Sizes 300x300 are not supported; supported: 256x256"),
-        ({"checkpoint": "./nothing"}, "There is no folder './nothing'"),
+        ({"checkpoint": "./nothing"}, "There is no folder or file './nothing'"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused(tmp_path: Path, wish: dict[str, Any], sentence: str) -> None:

@@ -13,7 +13,7 @@ from twinshot_engine.random_weights import RandomCheckpoint
 
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
-_SUFFIXES = (".json", ".jinja", ".txt", ".safetensors")
+_SUFFIXES = (".json", ".jinja", ".txt", ".safetensors", ".gguf")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -33,14 +33,22 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     if isinstance(checkpoint, RandomCheckpoint):
         digest.update(json.dumps([checkpoint.reference, checkpoint.configs], sort_keys=True).encode())
         return digest.hexdigest()
-    files = (path for path in checkpoint.folder.rglob("*") if path.suffix in _SUFFIXES)
-    for path in sorted(files):
+    for path in _files(checkpoint.folder):
         digest.update(f"{path.relative_to(checkpoint.folder).as_posix()}\0".encode())
         try:
             digest.update(_of_file(path))
         except OSError as error:
             raise EngineFilesError(f"{quoted(path)} cannot be read: {tell(error)}.") from error
+    if checkpoint.base is not None:
+        digest.update(fingerprint(checkpoint.base).encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """A checkpoint's files; one that is a single file is that."""
+    if folder.is_file():
+        return [folder]
+    return sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
 
 
 def _of_file(path: Path) -> bytes:
