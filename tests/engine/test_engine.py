@@ -162,7 +162,7 @@ def test_loading_reports_progress_and_can_be_stopped(tiny: Path) -> None:
     [
         ({"device": "tpu"}, "device 'tpu' is not"),
         ({"precision": "fp16"}, "precision 'fp16' is not 'auto', 'fp32', 'bf16' or 'fp8'"),
-        ({"backend": "onnx"}, "backend 'onnx' is not 'auto', 'eager' or 'fused'"),
+        ({"backend": "onnx"}, "backend 'onnx' is not 'auto', 'eager', 'fused' or 'tensorrt'"),
         ({"steps": ()}, "steps is empty"),
         ({"batch_sizes": (2, 4)}, r"batch_sizes \(2, 4\) are not"),
         ({"batch_sizes": (1, 0)}, r"batch_sizes \(1, 0\) are not"),
