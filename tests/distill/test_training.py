@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill import train
-from twinshot_distill.autoencoder import new_autoencoder, psnr, reconstruction_loss
-from twinshot_distill.configuration import Run, TwinFlowSettings, changed
-from twinshot_distill.dataset import LONG, SHORT, LatentPool, build_corpus
-from twinshot_distill.denoiser import Condition, Denoiser, empty_captions
-from twinshot_distill.export import export
-from twinshot_distill.flow_matching import draw_times, drop_captions
+from twinshot_distill.miniature import train
+from twinshot_distill.miniature.autoencoder import new_autoencoder, psnr, reconstruction_loss
+from twinshot_distill.miniature.configuration import Run, TwinFlowSettings, changed
+from twinshot_distill.miniature.dataset import LONG, SHORT, LatentPool, build_corpus
+from twinshot_distill.miniature.denoiser import Condition, Denoiser, empty_captions
+from twinshot_distill.miniature.export import export
+from twinshot_distill.miniature.flow_matching import draw_times, drop_captions
 from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
-from twinshot_distill.tokenizer import LONGEST, build_tokenizer, templated
-from twinshot_distill.twinflow import TwinFlow, draw_rows
+from twinshot_distill.miniature.tokenizer import LONGEST, build_tokenizer, templated
+from twinshot_distill.miniature.twinflow import TwinFlow, draw_rows
 from twinshot_distill.world.captions import caption
 from twinshot_distill.world.composer import Composer
 from twinshot_distill.world.scenes import sample_training_scene
@@ -218,7 +218,7 @@ def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
 def test_training_never_reads_the_verifier() -> None:
     """The judge is frozen and apart: not even an import leads from the trainer to it."""
     program = (
-        "import sys, twinshot_distill.train\n"
+        "import sys, twinshot_distill.miniature.train\n"
         "found = [name for name in sys.modules if name.startswith('twinshot_distill.verifier')]\n"
         "sys.exit(str(found) if found else 0)"
     )
@@ -231,7 +231,7 @@ def test_rehearsal_runs_every_stage_and_resumes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "twinshot_distill.train",
+        "twinshot_distill.miniature.train",
         str(tmp_path),
         "--rehearsal",
         "--device",
