@@ -15,6 +15,8 @@ from torch import Tensor
 from twinshot_kernels._triton import jit, tl, triton
 
 ELEMENTS_PER_WARP = 512
+# A norm that is quantised waits for two sums over the row one after the other; fewer warps wait less.
+ELEMENTS_PER_QUANTISING_WARP = 1024
 MAX_WARPS = 16
 
 
@@ -42,10 +44,10 @@ def store_row(
     tl.store(out + row * width + columns, h.to(out.dtype.element_ty), mask=columns < width)
 
 
-def row_tile(width: int) -> dict[str, Any]:
+def row_tile(width: int, per_warp: int = ELEMENTS_PER_WARP) -> dict[str, Any]:
     """Choose the block and the warps of a program that holds a row of ``width`` elements."""
     block = triton.next_power_of_2(width)
-    return {"BLOCK": block, "num_warps": min(max(block // ELEMENTS_PER_WARP, 1), MAX_WARPS)}
+    return {"BLOCK": block, "num_warps": min(max(block // per_warp, 1), MAX_WARPS)}
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -149,9 +149,11 @@ def test_quantize_rows_rounds_as_torch_does(dtype: torch.dtype) -> None:
     x = torch.randn(129, 3840, device="cuda").to(dtype)
     amax = x.float().abs().amax(-1, keepdim=True)
     values, scale = ops.quantize_rows(x)
-    assert torch.equal(scale, amax / 448)
+    # Between two tensors, division is rounded correctly; by a number, torch multiplies with its inverse.
+    largest = torch.full_like(amax, 448)
+    assert torch.equal(scale, amax / largest)
     assert torch.equal(
-        values.view(torch.uint8), (x.float() * (448 / amax)).to(values.dtype).view(torch.uint8)
+        values.view(torch.uint8), (x.float() * (largest / amax)).to(values.dtype).view(torch.uint8)
     )
 
 
