@@ -68,9 +68,8 @@ def _ticks(low: float, high: float) -> list[float]:
 def _frame(title: str, x_label: str) -> str:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     axes = f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#9ca3af"/>'
-    heading = f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600" fill="currentColor">{escape(title)}</text>'
-    style = '<rect width="100%" height="100%" fill="none"/>'
-    return style + axes + heading + _text((_LEFT + right) / 2, _HEIGHT - 6, x_label, "middle")
+    heading = f'<text x="{_LEFT}" y="18" font-size="14" fill="currentColor">{escape(title)}</text>'
+    return axes + heading + _text((_LEFT + right) / 2, _HEIGHT - 6, x_label, "middle")
 
 
 def _vertical(low: float, high: float, up: Callable[[float], float]) -> str:

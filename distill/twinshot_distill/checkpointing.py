@@ -127,9 +127,10 @@ class Keeper:
         )
         if changed:
             name, more = changed[0], f" and {len(changed) - 1} more differ" if changed[1:] else ""
+            told = f"{name} = {before.get(name)!r}, not {now.get(name)!r}{more}"
             raise TrainingError(
-                f"'{found}' was trained with {name} = {before.get(name)!r}, not {now.get(name)!r}{more}: resume "
-                f"with the same settings or use another folder. Only {', '.join(FREE_TO_CHANGE)} may change."
+                f"'{found}' was trained with {told}: resume with the same settings or use another folder. "
+                f"Only {', '.join(FREE_TO_CHANGE)} may change."
             )
 
 

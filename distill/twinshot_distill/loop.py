@@ -21,6 +21,7 @@ from twinshot_distill.errors import TrainingError
 from twinshot_distill.journal import Journal
 from twinshot_distill.optimizer import Optimizer
 from twinshot_distill.report import say
+from twinshot_distill.strictness import STRICT
 
 _UNTIMED_STEPS = 3
 """Steps that compile and do not count against a length in seconds."""
@@ -31,6 +32,8 @@ _SEED_STRIDE = 1_000_003
 @dataclass(frozen=True, slots=True)
 class Length:
     """How long a run is: `steps`, or `seconds`, or whichever ends first; one of them is needed."""
+
+    __pydantic_config__ = STRICT
 
     steps: int | None = None
     seconds: float | None = None
@@ -153,8 +156,8 @@ class Loop:
         if self._in_a_row > self.settings.patience:
             raise TrainingError(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning rate "
-                "in another folder, or other data."
+                f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning "
+                "rate in another folder, or other data."
             )
 
     def _count(self, started: float) -> None:

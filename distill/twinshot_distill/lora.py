@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from twinshot_distill.strictness import STRICT
+
 Adapter = Literal["default", "old", "disabled"]
 
 
@@ -27,6 +29,8 @@ class LoraSettings:
         alpha: the product is scaled by alpha / rank.
         targets: ends of the layers' dotted names, such as "to_q"; empty takes the family's own.
     """
+
+    __pydantic_config__ = STRICT
 
     rank: int = 64
     alpha: float = 64.0
@@ -58,18 +62,18 @@ class LoraLinear(nn.Module):
         if self.adapter == "disabled":
             return out
         down, up = (self.get_submodule(f"{self.adapter}_{part}") for part in ("down", "up"))
-        low: Tensor = up(down(x.to(torch.promote_types(x.dtype, _dtype(down)))))
+        low: Tensor = up(down(x))
         return out + (self.scale * low).to(out.dtype)
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight of one plain layer that does the same as the student: [out, in] fp32."""
-        down, up = (self.get_submodule(f"default_{part}").get_parameter("weight") for part in ("down", "up"))
+        down, up = self.weight_of("default_down"), self.weight_of("default_up")
         return self.base.weight.float() + self.scale * up.float() @ down.float()
 
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    return layer.get_parameter("weight").dtype
+    def weight_of(self, name: str) -> nn.Parameter:
+        """The weight of `default_down`, `default_up`, `old_down` or `old_up`."""
+        return self.get_submodule(name).get_parameter("weight")
 
 
 def add_adapters(model: nn.Module, settings: LoraSettings, targets: Sequence[str]) -> int:
@@ -110,8 +114,8 @@ def adapter_pairs(layers: Mapping[str, LoraLinear]) -> list[tuple[Tensor, Tensor
     """Each tensor of `old` with its counterpart of `default`, for a running average."""
     return [
         (
-            layer.get_submodule(f"old_{part}").get_parameter("weight"),
-            layer.get_submodule(f"default_{part}").get_parameter("weight"),
+            layer.weight_of(f"old_{part}"),
+            layer.weight_of(f"default_{part}"),
         )
         for layer in layers.values()
         for part in ("down", "up")
@@ -119,11 +123,9 @@ def adapter_pairs(layers: Mapping[str, LoraLinear]) -> list[tuple[Tensor, Tensor
 
 
 def adapter_state(layers: Mapping[str, LoraLinear]) -> dict[str, Tensor]:
-    """The student's adapters under the names that diffusers and PEFT give them."""
+    """The student's adapters under diffusers' and PEFT's names; B is scaled, so alpha is the rank."""
     return {
-        f"transformer.{name}.lora_{letter}.weight": layer.get_submodule(f"default_{part}").get_parameter(
-            "weight"
-        )
+        f"transformer.{name}.lora_{letter}.weight": factor * layer.weight_of(f"default_{part}")
         for name, layer in layers.items()
-        for letter, part in (("A", "down"), ("B", "up"))
+        for letter, part, factor in (("A", "down", 1.0), ("B", "up", layer.scale))
     }

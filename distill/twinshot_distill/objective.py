@@ -24,6 +24,7 @@ from torch import Tensor
 
 from twinshot_distill import losses
 from twinshot_distill.losses import Distance
+from twinshot_distill.strictness import STRICT
 
 GroupName = Literal["e2e", "mul", "one", "any", "adv"]
 
@@ -59,6 +60,8 @@ class Networks(Generic[Condition]):
 class GroupWeights:
     """Shares of the batch; their sum does not matter, and 0 leaves a group out."""
 
+    __pydantic_config__ = STRICT
+
     e2e: float = 1
     mul: float = 1
     one: float = 0
@@ -86,6 +89,8 @@ class Objective:
         leap_share: share of `any` rows that aim at 0.
     """
 
+    __pydantic_config__ = STRICT
+
     groups: GroupWeights = field(default_factory=GroupWeights)
     order: int = 2
     consistency: float = 1.0
@@ -99,6 +104,19 @@ class Objective:
     guide: Literal["teacher", "start"] = "teacher"
     distilled: tuple[GroupName, ...] = ()
     leap_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = asdict(self.groups)
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"groups {weights} must be 0 or more, and one of them above 0")
+        if not 0 <= self.teacher_decay <= 1:
+            raise ValueError(f"teacher_decay {self.teacher_decay} must be between 0 and 1")
+        if not 0 <= self.consistency <= 1:
+            raise ValueError(f"consistency {self.consistency} must be between 0 and 1")
+        if self.order < 0:
+            raise ValueError(f"order {self.order} must be 0 or more")
+        if self.order == 0 and not self.groups.mul + self.groups.adv:
+            raise ValueError("order 0 trains mul and adv rows alone: one of them needs a weight")
 
     @property
     def rectifies(self) -> bool:

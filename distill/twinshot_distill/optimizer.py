@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twinshot_distill.averages import local
+from twinshot_distill.strictness import STRICT
 
 _MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_proj", "down_proj")
 """Names of the matrices in blocks that Muon takes."""
@@ -30,6 +31,8 @@ class OptimizerSettings:
         final_share: of the rate that is left at the end of a cosine; 1 keeps it constant.
         clip: greatest norm of the gradient.
     """
+
+    __pydantic_config__ = STRICT
 
     name: Literal["adamw", "radam", "muon"] = "adamw"
     learning_rate: float = 1e-4

@@ -22,6 +22,17 @@ def one_step_samples(student: Network[Condition], condition: Condition, like: Te
     return noise - student(noise, one, torch.zeros_like(one), condition)
 
 
+@torch.no_grad()
+def few_steps(student: Network[Condition], noise: Tensor, condition: Condition, steps: int) -> Tensor:
+    """Data [B, ...] made of noise in equal steps, each aiming at the data, without fresh noise."""
+    x = noise
+    for step in range(steps, 0, -1):
+        t = noise.new_full((len(noise),), step / steps)
+        velocity = student(x, t, torch.zeros_like(t), condition)
+        x = x - velocity / steps
+    return x
+
+
 def replace_data(rows: Rows, settings: Objective, student: Network[Condition], condition: Condition) -> Rows:
     """Put the student's samples where the method asks for them: adv rows, or all where there is no data."""
     which = slice(0, len(rows.x)) if settings.data_free else rows.groups["adv"]

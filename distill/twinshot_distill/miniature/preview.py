@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -17,8 +15,6 @@ from twinshot_distill.miniature.denoiser import Denoiser, empty_captions, veloci
 from twinshot_distill.miniature.tokenizer import templated
 from twinshot_distill.world.captions import plain_caption
 from twinshot_distill.world.scenes import TASKS, sample_scene
-from twinshot_engine.vae.kl import AutoencoderKL
-from twinshot_kernels import quantize_pixels
 
 
 def preview_prompts(count: int) -> list[str]:
@@ -50,15 +46,3 @@ def sample_flow(
             v = v + (guidance - 1) * (v - velocity(model.transformer, x, t, t, empty))
         x = data_estimate(x, v, (now - then).expand(len(prompts)))
     return x
-
-
-@torch.no_grad()
-def save_sheet(path: Path, autoencoder: AutoencoderKL, latents: Tensor, *, columns: int = 8) -> None:
-    """Decode latents and save them as one picture, row by row."""
-    tiles = torch.cat([quantize_pixels(autoencoder(part)) for part in torch.split(latents, 16)]).cpu().numpy()
-    side, rows = tiles.shape[1], -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side))
-    for index, tile in enumerate(tiles):
-        sheet.paste(Image.fromarray(tile), (index % columns * side, index // columns * side))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)

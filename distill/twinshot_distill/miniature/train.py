@@ -36,10 +36,11 @@ from twinshot_distill.miniature.dataset import (
 from twinshot_distill.miniature.denoiser import Denoiser
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.flow_matching import train_flow
-from twinshot_distill.miniature.preview import preview_prompts, sample_flow, save_sheet
+from twinshot_distill.miniature.preview import preview_prompts, sample_flow
 from twinshot_distill.miniature.stages import forget_states
 from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.miniature.twinflow import train_twinflow
+from twinshot_distill.pictures import save_sheet
 from twinshot_distill.report import say
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
@@ -167,7 +168,9 @@ class Trainer:
 
         def draw(path: Path) -> None:
             latents = sample_flow(model, self.tokenizer, prompts, steps=steps, guidance=2.0)
-            save_sheet(path, autoencoder, latents)
+            with torch.no_grad():
+                pictures = [autoencoder(part) for part in torch.split(latents, 16)]
+            save_sheet(path, torch.cat(pictures))
 
         return draw
 
