@@ -101,7 +101,7 @@ _AUTOENCODER_OPTIMIZER = OptimizerSettings(
 class AutoencoderSettings:
     """Stage 1."""
 
-    seconds: float = 100
+    seconds: float = 100.0
     batch: int = 64
     ema: float = 0.995
     kl_weight: float = 2e-4
@@ -118,7 +118,7 @@ _FLOW_OPTIMIZER = OptimizerSettings(
 class FlowSettings:
     """Stage 2: flow matching, text encoder and transformer together."""
 
-    seconds: float = 255
+    seconds: float = 255.0
     batch: int = 512
     ema: float = 0.998
     caption_drop: float = 0.1
@@ -145,7 +145,7 @@ class TwinFlowSettings:
     more of than one step's noise can tell apart.
     """
 
-    seconds: float = 60
+    seconds: float = 60.0
     batch: int = 512
     ema: float = 0.995
     long_share: float = 0.1
@@ -168,8 +168,8 @@ class Run:
     compiled: bool = True
     seed: int = 0
     previews: int = 48
-    save_seconds: float = 60
-    sample_seconds: float = 60
+    save_seconds: float = 60.0
+    sample_seconds: float = 60.0
 
 
 Settings = TypeVar("Settings")
@@ -248,9 +248,9 @@ def rehearsal() -> Run:
     """Everything at its smallest, to see on a CPU in a minute or two that each stage runs."""
     run = Run(
         World(scenes=400, scene_variations=1, plain_variations=1, pool=64, refresh=4, workers=2),
-        AutoencoderSettings(seconds=12, batch=4),
-        FlowSettings(seconds=12, batch=8),
-        TwinFlowSettings(seconds=15, batch=8),
+        AutoencoderSettings(seconds=12.0, batch=4),
+        FlowSettings(seconds=12.0, batch=8),
+        TwinFlowSettings(seconds=15.0, batch=8),
         compiled=False,
         previews=2,
     )
