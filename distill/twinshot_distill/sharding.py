@@ -22,8 +22,8 @@ def place(model: OpenModel, processes: Processes, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (processes.count,))
     model.to(device)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for block in model.blocks():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for part in model.shards():
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

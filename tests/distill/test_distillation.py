@@ -207,7 +207,9 @@ def test_two_processes_share_a_model_and_resume_to_the_bit(
     two_processes(PROGRAM, str(tmp_path / "run.toml"), str(tmp_path / "whole"), "[3]", told)
     two_processes(PROGRAM, str(tmp_path / "run.toml"), str(tmp_path / "parts"), "[2, 3]", told)
     assert same(tmp_path / "whole" / TRANSFORMER, tmp_path / "parts" / TRANSFORMER)
-    assert not same(tmp_path / "whole" / TRANSFORMER, base / "transformer/diffusion_pytorch_model.safetensors")
+    assert not same(
+        tmp_path / "whole" / TRANSFORMER, base / "transformer/diffusion_pytorch_model.safetensors"
+    )
     parts = sorted(path.name for path in (tmp_path / "whole" / "state" / "step-00000003").iterdir())
     assert parts == ["rank-0.safetensors", "rank-1.safetensors", "state.json"]
     served(tmp_path / "whole" / "checkpoint")

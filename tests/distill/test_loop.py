@@ -44,7 +44,9 @@ class Regression:
 
     def tensors(self) -> Mapping[str, Tensor]:
         parts = {"layer": self.layer, "average": self.averaged}
-        return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+        return {
+            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
+        }
 
     def numbers(self) -> Mapping[str, float]:
         return {"decay": self.average.decay}
@@ -135,9 +137,12 @@ def test_accumulated_batches_are_one_step_on_their_mean(tmp_path: Path) -> None:
     plain = OptimizerSettings(learning_rate=0.05)
     loop, trainee = loop_of(tmp_path, 1, optimizer=plain, accumulate=2)
     batches: list[Tensor] = []
-    trainee.loss_terms = lambda _step: batches.append(torch.randn(16, 4)) or {  # type: ignore[func-returns-value]
-        "loss": (trainee.layer(batches[-1]) - batches[-1].flip(1)).square().mean()
-    }
+    trainee.loss_terms = lambda _step: (
+        batches.append(torch.randn(16, 4))
+        or {  # type: ignore[func-returns-value]
+            "loss": (trainee.layer(batches[-1]) - batches[-1].flip(1)).square().mean()
+        }
+    )
     loop.run()
     other = Regression()
     together = torch.cat(batches)

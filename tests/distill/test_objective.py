@@ -223,7 +223,9 @@ def test_rectification_is_its_formula_and_needs_full_consistency() -> None:
     assert terms["rectify"].item() == pytest.approx(0.5 * gradient**2)
     (slope,) = torch.autograd.grad(terms["rectify"], weight)
     assert slope.tolist() == pytest.approx([0.5 * gradient] * 2)
-    assert "rectify" not in loss_terms(nets, replace(settings, consistency=0.9), torch.randn(8, 2), words, words)
+    assert "rectify" not in loss_terms(
+        nets, replace(settings, consistency=0.9), torch.randn(8, 2), words, words
+    )
 
 
 def test_samples_of_one_and_more_steps() -> None:

@@ -17,9 +17,9 @@ from twinshot_distill.miniature.dataset import LONG, SHORT, LatentPool, build_co
 from twinshot_distill.miniature.denoiser import Condition, Denoiser, empty_captions
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.flow_matching import draw_times, drop_captions
-from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
 from twinshot_distill.miniature.tokenizer import LONGEST, build_tokenizer, templated
 from twinshot_distill.miniature.twinflow import TwinFlow, draw_rows
+from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
 from twinshot_distill.world.captions import caption
 from twinshot_distill.world.composer import Composer
 from twinshot_distill.world.scenes import sample_training_scene

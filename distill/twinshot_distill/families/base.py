@@ -82,7 +82,11 @@ class OpenModel(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The repeated blocks, which are sharded, checkpointed and compiled one by one."""
+        """The repeated blocks, which are recomputed and compiled one by one."""
+
+    def shards(self) -> Sequence[nn.Module]:
+        """Modules whose weights are gathered apart from the rest: they must be reached by calls alone."""
+        return self.blocks()
 
 
 class Encoders(Protocol):

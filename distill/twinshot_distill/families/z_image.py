@@ -35,6 +35,11 @@ class ZImageModel(OpenModel):
         parts = (self.transformer.noise_refiner, self.transformer.context_refiner, self.transformer.layers)
         return [block for part in parts for block in part]
 
+    def shards(self) -> Sequence[nn.Module]:
+        """Attention and feed-forward of each block, whose norms and modulation are read from outside."""
+        names = ("attention", "feed_forward")
+        return [block.get_submodule(name) for block in self.blocks() for name in names]
+
 
 def open_z_image(checkpoint: Checkpoint, single_time: bool) -> ZImageModel:
     """Read the transformer; where it has no second time embedder, that starts as a copy of the first."""
