@@ -134,12 +134,16 @@ class _Run:
         trainee = self._trainee()
         rows = self.run.batch * self.run.accumulate * self.processes.count
         counted = sum(p.numel() for p in trainee.parameters().values())
-        say(
+        self._say(
             f"training {counted / 1e6:.1f} M parameters, {rows} rows a step, "
             f"{trainee.objective.work:.2f} forward passes a row (flow matching: 3)"
         )
         self._loop(trainee, rows).run()
         self._export(trainee)
+
+    def _say(self, words: str) -> None:
+        if self.processes.first:
+            say(words)
 
     def _trainee(self) -> Distillation:
         run = self.run
@@ -208,7 +212,7 @@ class _Run:
         return draw
 
     def _export(self, trainee: Distillation) -> None:
-        say("exporting")
+        self._say("exporting")
         if isinstance(trainee, FullDistillation):
             export_checkpoint(
                 self.checkpoint, trainee.exported.transformer, self.out / "checkpoint", self.processes

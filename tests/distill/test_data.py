@@ -207,7 +207,7 @@ def test_nothing_usable_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n\n")
     settings = DataSettings("prompts", tmp_path / "p.txt", most_skipped=1.0)
     with pytest.raises(
-        TrainingError, match="No sample of 2 can be used, such as line 1: its caption is empty"
+        TrainingError, match=r"No sample of 2 can be used, such as line 1: its caption is empty"
     ):
         fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
 
@@ -217,7 +217,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path, folder: Path) -> N
     fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
     assert check_cache(tmp_path / "cache", settings, (8, 8), "model")
     for size, source in (((16, 8), "model"), ((8, 8), "other")):
-        with pytest.raises(TrainingError, match="was made with (size|checkpoint) = "):
+        with pytest.raises(TrainingError, match=r"was made with (size|checkpoint) = "):
             check_cache(tmp_path / "cache", settings, size, source)
 
 
@@ -234,7 +234,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         write(tensors, path)
 
     monkeypatch.setattr(cache_module, "save_file", fill)
-    with pytest.raises(TrainingError, match="No space left.*is kept"):
+    with pytest.raises(TrainingError, match=r"No space left.*is kept"):
         fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
     monkeypatch.setattr(cache_module, "save_file", write)
     encoders = Mean()
@@ -247,10 +247,10 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
 
 
 def test_unfinished_and_damaged_caches_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="is not finished"):
+    with pytest.raises(TrainingError, match=r"is not finished"):
         CachedData(tmp_path)
     (tmp_path / "cache.json").write_text("{")
-    with pytest.raises(TrainingError, match="cache.json' is damaged"):
+    with pytest.raises(TrainingError, match=r"cache.json' is damaged"):
         CachedData(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint: what `twinshot distill` leaves is served, resumed and shared as promised."""
+"""Whole runs on a tiny checkpoint: what they leave is served, resumed and shared as promised."""
 
 from __future__ import annotations
 

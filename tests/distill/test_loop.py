@@ -170,7 +170,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
 
 def test_too_many_in_a_row_end_the_run_and_the_last_state_is_sound(tmp_path: Path) -> None:
     loop, _ = loop_of(tmp_path, 50, poisoned=range(5, 50), patience=3, save_steps=2)
-    with pytest.raises(TrainingError, match="4 steps in a row .* at step 8; .*is sound"):
+    with pytest.raises(TrainingError, match=r"4 steps in a row .* at step 8; .*is sound"):
         loop.run()
     healthy, trainee = loop_of(tmp_path, 9)
     assert healthy.run() == 9

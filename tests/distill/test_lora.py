@@ -22,7 +22,7 @@ class Block(nn.Module):
         super().__init__()
         self.to_q = nn.Linear(6, 6)
         self.not_to_q = nn.Linear(6, 6)
-        self.to_out = nn.ModuleList([nn.Linear(6, 4, bias=False)])
+        self.to_out = nn.ModuleList([nn.Linear(6, 6, bias=False)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.to_out[0](torch.tanh(self.not_to_q(self.to_q(x))))
@@ -90,7 +90,7 @@ def test_adapters_are_saved_under_common_names_with_their_scale() -> None:
     assert len(state) == 8
     layer = layers["1.to_out.0"]
     a, b = (state[f"transformer.1.to_out.0.lora_{letter}.weight"] for letter in "AB")
-    assert (a.shape, b.shape) == ((2, 6), (4, 2))
+    assert (a.shape, b.shape) == ((2, 6), (6, 2))
     torch.testing.assert_close(layer.base.weight + b @ a, layer.merged())
 
 

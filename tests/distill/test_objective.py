@@ -136,7 +136,7 @@ def test_order_zero_counts_mul_and_adv_rows_alone() -> None:
 
 
 def test_whom_a_full_step_asks_and_in_which_order() -> None:
-    nets, student, teacher, guide, log = networks()
+    nets, student, _, guide, log = networks()
     x, words = torch.randn(16, 2), Words(torch.arange(16.0))
     loss_terms(nets, Objective(), x, words, Words(torch.full((16,), -1.0)))
     assert log == [
@@ -163,7 +163,7 @@ def test_whom_a_full_step_asks_and_in_which_order() -> None:
 
 
 def test_targets_are_guided_where_the_range_says() -> None:
-    nets, _, _, guide, _ = networks()
+    _, _, _, guide, _ = networks()
     settings = replace(Objective(), enhanced_ratio=2.0, enhanced_range=(0.3, 0.7))
     rows = draw_rows(torch.randn(40, 2), settings)
     given, empty = Words(torch.ones(40)), Words(torch.zeros(40))
@@ -175,7 +175,7 @@ def test_targets_are_guided_where_the_range_says() -> None:
 
 
 def test_a_range_beyond_one_guides_the_leap_too() -> None:
-    nets, _, _, guide, _ = networks()
+    _, _, _, guide, _ = networks()
     settings = replace(Objective(), enhanced_ratio=1.0, enhanced_range=(0.0, 1.1))
     rows = draw_rows(torch.randn(8, 2), settings)
     target = real_target(rows, rows.x, settings, guide, Words(torch.ones(8)), Words(torch.zeros(8)))
@@ -183,7 +183,7 @@ def test_a_range_beyond_one_guides_the_leap_too() -> None:
 
 
 def test_a_frozen_teacher_without_data_gives_the_whole_target() -> None:
-    nets, _, _, guide, _ = networks()
+    _, _, _, guide, _ = networks()
     settings = replace(Objective(), enhanced_ratio=4.0, teacher_decay=1.0, data_free=True)
     rows = draw_rows(torch.randn(8, 2), settings)
     target = real_target(rows, rows.x, settings, guide, Words(torch.full((8,), 3.0)), Words(torch.ones(8)))
@@ -192,7 +192,7 @@ def test_a_frozen_teacher_without_data_gives_the_whole_target() -> None:
 
 
 def test_distilled_groups_follow_the_guide() -> None:
-    nets, _, _, guide, _ = networks()
+    _, _, _, guide, _ = networks()
     settings = replace(Objective(), enhanced_ratio=0.5, distilled=("e2e", "any"))
     rows = draw_rows(torch.randn(8, 2), settings)
     target = real_target(rows, rows.x, settings, guide, Words(torch.full((8,), 3.0)), Words(torch.ones(8)))

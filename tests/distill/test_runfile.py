@@ -90,7 +90,7 @@ def test_settings_are_replaced_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_unknown_runs_settings_and_devices_are_told(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no run file 'flux'; built in are builtin, miniature"):
+    with pytest.raises(TrainingError, match=r"no run file 'flux'; built in are builtin, miniature"):
         check_run("flux", {})
     with pytest.raises(TrainingError, match="unknown setting 'flow.bach=7'"):
         check_run("miniature", {"flow.bach": 7})

@@ -10,9 +10,10 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.runfile import DataSettings
+
+if TYPE_CHECKING:
+    from twinshot_distill.world.composer import Composer
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _CAPTION_KEYS = ("caption", "text", "prompt")
@@ -94,7 +98,7 @@ def _metadata(path: Path) -> dict[str, str]:
         try:
             entry = json.loads(line)
             captions[str(entry["file_name"])] = _caption_in(entry)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(
                 f"'{path}', line {number}, is not an object with file_name: {error}."
             ) from error
@@ -156,13 +160,20 @@ def _from_prompts(path: Path) -> Iterator[Sample]:
         yield Sample(f"line {number}", words, None)
 
 
+@cache
+def _composer() -> Composer:
+    from twinshot_distill.world.composer import Composer
+
+    return Composer("cpu", scene_variations=4, plain_variations=4)
+
+
 def _composed(count: int) -> Iterator[Sample]:
     """Scenes of the built-in world, drawn on the CPU."""
     from twinshot_distill.world.captions import caption
-    from twinshot_distill.world.composer import Composer, arrange
+    from twinshot_distill.world.composer import arrange
     from twinshot_distill.world.scenes import Scene, sample_training_scene
 
-    composer = Composer("cpu", scene_variations=4, plain_variations=4)
+    composer = _composer()
 
     def drawn(scene: Scene, seed: str) -> Callable[[int, int], Tensor]:
         def draw(width: int, height: int) -> Tensor:

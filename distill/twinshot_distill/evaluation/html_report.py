@@ -19,11 +19,11 @@ from twinshot_distill.live_page import STYLE
 
 _NOTE = (
     "GenEval's six tasks in the built-in world, judged by the frozen verifier on prompts and seeds that "
-    "are the same every time. This is not a GenEval score. Intervals are Wilson's at 95 %; corrected scores take the "
-    "verifier's measured errors out; shuffled is the control from below, each picture judged by another's "
-    "prompt; ceiling the one from above, true scenes through the autoencoder (100 a task at most); fidelity "
-    "how closely the drawings match, 1 for a copy. Diversity is the mean root-mean-square difference of "
-    "pictures that differ in their seed alone, read at 64 pixels."
+    "are the same every time. This is not a GenEval score. Intervals are Wilson's at 95 %; corrected "
+    "scores take the verifier's measured errors out; shuffled is the control from below, each picture "
+    "judged by another's prompt; ceiling the one from above, true scenes through the autoencoder (100 a "
+    "task at most); fidelity how closely the drawings match, 1 for a copy. Diversity is the mean root- "
+    "mean-square difference of pictures that differ in their seed alone, read at 64 pixels."
 )
 _COLUMNS = (
     *("steps", "combinations", "task", "score", "interval", "corrected", "strict", "shuffled"),
