@@ -41,7 +41,7 @@ def line_chart(
     low, high = span or _padded([y for _, y in everything])
     across = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     up = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
-    ticks = sorted({x for x, _ in everything}) if marked else _ticks(min(xs), max(xs))
+    ticks = sorted({x for x, _ in everything}) if marked or logarithmic else _ticks(min(xs), max(xs))
     parts = [_frame(title, x_label), _vertical(low, high, up)]
     parts += [_text(across(place(x)), _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle") for x in ticks]
     for index, (name, points) in enumerate(kept.items()):

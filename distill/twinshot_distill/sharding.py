@@ -24,7 +24,8 @@ def place(model: OpenModel, processes: Processes, device: torch.device) -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for part in model.shards():
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # By default the outermost part stays gathered after a pass, and a teacher would not see its average move.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def recompute_blocks(model: OpenModel) -> None:
