@@ -47,14 +47,17 @@ def check_run(reference: str, changes: Mapping[str, Any]) -> CheckedRun:
         raise TrainingError(f"'{path}': {error}.") from error
 
 
-def start_run(run: CheckedRun, out: Path, device: str, *, prepare_only: bool = False) -> None:
-    """Train.
+def start_run(run: CheckedRun, out: Path, device: str, *, prepare_only: bool = False) -> dict[str, str]:
+    """Train, and tell where the results are.
 
     Args:
         run: what.
         out: the run's folder.
         device: "cuda", "cpu", or "auto" for a GPU if there is one.
         prepare_only: only fill the cache of latents and embeddings.
+
+    Returns:
+        The folders that the run has left, by what is in them: `checkpoint`, `adapter`, `cache`.
 
     Raises:
         TrainingError: something that the message tells how to mend.
@@ -69,12 +72,15 @@ def start_run(run: CheckedRun, out: Path, device: str, *, prepare_only: bool = F
         from twinshot_distill.distillation import distill
 
         distill(run.settings, out, chosen, prepare_only=prepare_only)
-        return
+        left = {"cache": run.settings.data.cache or out / "cache"}
+        left |= {name: out / name for name in ("adapter", "checkpoint") if not prepare_only}
+        return {name: str(path) for name, path in left.items() if path.is_dir()}
     if prepare_only:
         raise TrainingError("The miniature draws its data while it trains: there is nothing to prepare.")
     from twinshot_distill.miniature.train import train_miniature
 
     train_miniature(out, run.settings, torch.device(chosen))
+    return {"checkpoint": str(out / "checkpoint")}
 
 
 def _nested(names: list[str], value: Any) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_the_cache_holds_what_the_encoders_made_and_counts_what_it_skipped(
     fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
     data = CachedData(tmp_path / "cache")
     assert (len(data), data.skipped, data.latent_shape) == (3, 3, (3, 2, 2))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "skipped cut.png: its picture cannot be read" in said
     assert "skipped silent.png: its caption is empty" in said
     latents, embeddings = data.draw(64, torch.Generator().manual_seed(0))

@@ -162,7 +162,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     after = load_file(tmp_path / "state" / "step-00000004" / "rank-0.safetensors")
     assert torch.equal(before["model/layer.weight"], after["model/layer.weight"])
     assert all(torch.isfinite(t).all() for t in weights(trainee))
-    assert "not finite; skipped (2 so far)" in capsys.readouterr().out
+    assert "not finite; skipped (2 so far)" in capsys.readouterr().err
     longer, _ = loop_of(tmp_path, 5)
     longer.run()
     assert longer.skipped == 2
@@ -227,7 +227,7 @@ def test_a_full_disk_loses_nothing(
     loop, _ = loop_of(tmp_path, 6, save_steps=2)
     with pytest.raises(TrainingError, match=r"step-00000006' cannot be saved: .*No space.*are kept"):
         loop.run()
-    assert "step 4: " in capsys.readouterr().out
+    assert "step 4: " in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
     full.clear()
     assert loop_of(tmp_path, 6)[0].run() == 6

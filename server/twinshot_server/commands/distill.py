@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from twinshot_server.commands.exits import UsageError, one_sentence_errors
+from twinshot_server.commands.options import AsJson
 
 
 def distill(
@@ -27,6 +28,7 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the run file, and print it with all defaults.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a checkpoint for one step (TwinFlow): all weights, or a LoRA.
 
@@ -41,7 +43,8 @@ def distill(
         if dry_run:
             typer.echo(json.dumps(checked.as_json(), indent=1))
             return
-        start_run(checked, out, device, prepare_only=prepare_only)
+        left = start_run(checked, out, device, prepare_only=prepare_only)
+    typer.echo(json.dumps(left) if as_json else "\n".join(left.values()))
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -75,6 +75,7 @@ def geneval(
     backend: BackendOption = DEFAULTS.backend,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    as_json: AsJson = False,
 ) -> None:
     """Draw GenEval's prompts, four pictures each, in the folders that its evaluator reads."""
     with one_sentence_errors(), Bar() as bar:
@@ -82,7 +83,7 @@ def geneval(
         from twinshot_distill.evaluation.runs import draw_geneval
 
         drawn = draw_geneval(settings, metadata, out, size, bar)
-    typer.echo(f"{drawn} prompts drawn into {out}")
+    _tell_drawn(drawn, out, as_json=as_json)
 
 
 @app.command()
@@ -97,6 +98,7 @@ def dpg(
     backend: BackendOption = DEFAULTS.backend,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    as_json: AsJson = False,
 ) -> None:
     """Draw DPG-Bench's prompts, each as a sheet of 2 x 2 pictures, as its scorer reads them."""
     with one_sentence_errors(), Bar() as bar:
@@ -104,7 +106,7 @@ def dpg(
         from twinshot_distill.evaluation.runs import draw_dpg
 
         drawn = draw_dpg(settings, prompts, out, size, bar)
-    typer.echo(f"{drawn} prompts drawn into {out}")
+    _tell_drawn(drawn, out, as_json=as_json)
 
 
 def _engine(
@@ -129,6 +131,11 @@ def _engine(
         "precision": str(precision),
         "text_fp8": text_fp8,
     }
+
+
+def _tell_drawn(drawn: int, out: Path, *, as_json: bool) -> None:
+    facts = {"drawn": drawn, "folder": str(out)}
+    typer.echo(json.dumps(facts) if as_json else f"{drawn} prompts drawn into {out}")
 
 
 def _tell(rows: list[dict[str, Any]], page: Path, *, as_json: bool) -> None:
