@@ -14,12 +14,17 @@ from twinshot_server.commands.options import AsJson
 
 def distill(
     run: Annotated[str, typer.Argument(help="A run file (TOML), or the name of one that comes along.")],
-    out: Annotated[
+    output: Annotated[
         Path, typer.Option("--output", "-o", help="The run's folder; an interrupted run goes on there.")
     ] = Path("out/distill"),
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="<name=value>", help="Replace a setting: data.path=pictures; repeat."),
+        typer.Option(
+            "--set",
+            metavar="<name=value>",
+            envvar="TWINSHOT_DISTILL_SET",
+            help="Replace a setting: data.path=pictures; repeat.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     prepare_only: Annotated[
@@ -43,7 +48,7 @@ def distill(
         if dry_run:
             typer.echo(json.dumps(checked.as_json(), indent=1))
             return
-        left = start_run(checked, out, device, prepare_only=prepare_only)
+        left = start_run(checked, output, device, prepare_only=prepare_only)
     typer.echo(json.dumps(left) if as_json else "\n".join(left.values()))
 
 

@@ -35,7 +35,7 @@ Batch = Annotated[int, number("--batch", text="Pictures in one call of the engin
 @app.command()
 def builtin(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("report"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("report"),
     steps: Steps = None,
     combinations: Annotated[
         list[str] | None, typer.Option(help="unseen, seen, or both (repeat). Default unseen.")
@@ -59,14 +59,16 @@ def builtin(
         settings = _engine(checkpoint, steps, batch, device, backend, precision, text_fp8=text_fp8)
         from twinshot_distill.evaluation.runs import evaluate_builtin
 
-        rows, page = evaluate_builtin(settings, splits, count, pictures, out, bar)
+        rows, page = evaluate_builtin(settings, splits, count, pictures, output, bar)
     _tell(rows, page, as_json=as_json)
 
 
 @app.command()
 def geneval(
     metadata: Annotated[Path, typer.Argument(help="GenEval's evaluation_metadata.jsonl.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("geneval"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path(
+        "geneval"
+    ),
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     size: Annotated[str | None, typer.Option(help="Such as 1024x1024; the model's own if not given.")] = None,
     steps: Annotated[int, number("--steps", text="Forward passes.")] = 1,
@@ -82,14 +84,14 @@ def geneval(
         settings = _engine(checkpoint, [steps], batch, device, backend, precision, text_fp8=text_fp8)
         from twinshot_distill.evaluation.runs import draw_geneval
 
-        drawn = draw_geneval(settings, metadata, out, size, bar)
-    _tell_drawn(drawn, out, as_json=as_json)
+        drawn = draw_geneval(settings, metadata, output, size, bar)
+    _tell_drawn(drawn, output, as_json=as_json)
 
 
 @app.command()
 def dpg(
     prompts: Annotated[Path, typer.Argument(help="DPG-Bench's folder of prompts, or JSON lines of them.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder for the sheets.")] = Path("dpg"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the sheets.")] = Path("dpg"),
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
     size: Annotated[str | None, typer.Option(help="Such as 1024x1024; the model's own if not given.")] = None,
     steps: Annotated[int, number("--steps", text="Forward passes.")] = 1,
@@ -105,8 +107,8 @@ def dpg(
         settings = _engine(checkpoint, [steps], batch, device, backend, precision, text_fp8=text_fp8)
         from twinshot_distill.evaluation.runs import draw_dpg
 
-        drawn = draw_dpg(settings, prompts, out, size, bar)
-    _tell_drawn(drawn, out, as_json=as_json)
+        drawn = draw_dpg(settings, prompts, output, size, bar)
+    _tell_drawn(drawn, output, as_json=as_json)
 
 
 def _engine(
