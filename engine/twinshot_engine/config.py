@@ -22,7 +22,7 @@ class EngineConfig:
 
     Attributes:
         checkpoint: ``builtin``, a folder, a Hub id ``org/name[/subfolder][@revision]``, or ``random:z-image``
-            for random weights of the published sizes.
+            and its like for random weights of the published sizes.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
         precision: ``auto`` (bf16 on a GPU, fp32 on the CPU), ``fp32``, ``bf16`` or ``fp8``.
         text_fp8: keep the text encoder's projections in fp8 as well; they follow no other setting.

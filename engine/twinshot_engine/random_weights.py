@@ -33,6 +33,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 """Configs of published checkpoints by name: ``model_index.json``, and each part's ``config.json``."""
 
 _LONGEST_PROMPT = 32768
+_UNIT = ("embed_tokens", "pad_token", "pos_embed.pos_embed")
+_SMALL = "SelfAttention.q.weight"
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,16 @@ def find_random(reference: str) -> RandomCheckpoint:
 def draw(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Draw a parameter by its name and shape, so scaled that activations keep their size: bf16.
 
-    Norms' scales are about 1 and biases small; gates come out anywhere between -1 and 1.
+    Norms' scales are about 1 and biases small; gates come out anywhere between -1 and 1. T5 does not scale
+    its scores, so its queries are small, as they are in trained ones.
     """
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
     if name.endswith("bias"):
         return noise * 0.02
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith("gamma"):
         return 1 + noise * 0.1
-    if "embed_tokens" in name or "pad_token" in name:
+    if any(part in name for part in _UNIT):
         return noise
     fan_in = torch.Size(shape[1:]).numel()
-    return noise / math.sqrt(fan_in)
+    return noise / math.sqrt(fan_in) / (8 if name.endswith(_SMALL) else 1)

@@ -16,6 +16,8 @@ SUPPORTED_STEPS = tuple(range(1, 65))
 _FEW_STEPS = {1: (1.0,), 2: (1.0, 0.6), 4: (1.0, 5 / 6, 2 / 3, 0.5)}
 _ANY_STEP_END = 0.5
 _FEWEST_MULTI_STEPS = 16
+_LARGEST_ANGLE = 1.5708
+_SPRINT_TWO_STEPS = (_LARGEST_ANGLE, 1.3)
 _MULTI_STEP_WARP = (1.17, 0.8, 1.1)
 
 
@@ -52,6 +54,43 @@ class Schedule:
         )
 
 
+class TrigonometricSchedule(Schedule):
+    """One pass for each angle: ``x = cos(t) data + sin(t) noise``, renoised in full after each.
+
+    The network sees flow times, so its output is made an angular velocity on the way.
+    Source: Chen et al., arXiv 2503.09641 (SANA-Sprint), and Lu and Song, arXiv 2410.11081 (sCM).
+    """
+
+    @property
+    def weights(self) -> tuple[tuple[float, float, float], ...]:
+        """For each pass, how much of the latents, of the network's output and of fresh noise the next are.
+
+        With the flow time f of angle t and ``r^2 = f^2 + (1 - f)^2``, the angular velocity is
+        ``(1 - 2 f) x + r out`` and the data ``cos(t) x - sin(t) velocity``.
+        """
+        rows = []
+        for t, after in zip(self.t, self.t_next, strict=True):
+            flow = math.sin(t) / (math.cos(t) + math.sin(t))
+            size = math.hypot(flow, 1 - flow)
+            of_latents, of_output = math.cos(t) - math.sin(t) * (1 - 2 * flow), -math.sin(t) * size
+            rows.append((math.cos(after) * of_latents, math.cos(after) * of_output, math.sin(after)))
+        return tuple(rows)
+
+
+def trigonometric(steps: int) -> TrigonometricSchedule:
+    """Choose the angles that ``SanaSprintPipeline`` serves a step count with.
+
+    Raises:
+        ValueError: steps is not between 1 and 64.
+    """
+    _check_supported(steps)
+    if steps == len(_SPRINT_TWO_STEPS):
+        angles: tuple[float, ...] = _SPRINT_TWO_STEPS
+    else:
+        angles = tuple(_LARGEST_ANGLE * (1 - step / steps) for step in range(steps))
+    return TrigonometricSchedule(angles, (0.0,) * steps, noise_ratio=1.0)
+
+
 def few(steps: int) -> Schedule:
     """Aim at the data every time and renoise in between. Raises ValueError unless steps is 1, 2 or 4."""
     if steps not in _FEW_STEPS:
@@ -81,10 +120,7 @@ def schedule_for(steps: int) -> Schedule:
     Raises:
         ValueError: steps is not between 1 and 64.
     """
-    if steps not in SUPPORTED_STEPS:
-        raise ValueError(
-            f"{steps} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"
-        )
+    _check_supported(steps)
     if steps in _FEW_STEPS:
         return few(steps)
     return any_step(steps) if steps < _FEWEST_MULTI_STEPS else multi_step(steps)
@@ -101,6 +137,13 @@ def advance(latents: Tensor, velocity: Tensor, fresh: Tensor, weights: Tensor) -
     """
     of_latents, of_velocity, of_fresh = weights.unbind()
     return of_latents * latents + of_velocity * velocity + of_fresh * fresh
+
+
+def _check_supported(steps: int) -> None:
+    if steps not in SUPPORTED_STEPS:
+        raise ValueError(
+            f"{steps} steps are not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are"
+        )
 
 
 def _check_positive(steps: int) -> None:

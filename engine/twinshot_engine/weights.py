@@ -35,13 +35,26 @@ class Slot(NamedTuple):
     """
 
     parameter: str
-    rows: slice | None = None
+    rows: slice | int | None = None
     columns: slice | None = None
+    view: Callable[[Tensor], Tensor] | None = None
+    """Shows the part in the shape of the stored tensor, where that differs."""
 
     def place(self, parameter: Tensor) -> Tensor:
         """View the part of the parameter that the stored tensor fills."""
         part = parameter if self.rows is None else parameter[self.rows]
-        return part if self.columns is None else part[:, self.columns]
+        part = part if self.columns is None else part[:, self.columns]
+        return part if self.view is None else self.view(part)
+
+
+def as_wide(matrix: Tensor) -> Tensor:
+    """View a matrix ``[out, in]`` as the 1x1 convolution that is stored."""
+    return matrix[..., None, None]
+
+
+def as_taps(taps: Tensor) -> Tensor:
+    """View ``[9, channels]`` as the weight ``[channels, 1, 3, 3]`` of a depthwise convolution."""
+    return torch.unflatten(taps.t(), 1, (1, 3, 3))
 
 
 class Header(NamedTuple):
@@ -205,8 +218,8 @@ def _store(parameter: Tensor, scale: Tensor | None, slot: Slot, tensor: Tensor) 
     if scale is None:
         slot.place(parameter).copy_(tensor)
         return
-    values, row_scale = quantize_rows(tensor)
-    slot.place(parameter).copy_(values)
+    values, row_scale = quantize_rows(tensor.flatten(1))
+    slot.place(parameter).copy_(values.view(tensor.shape))
     scale[slot.rows or slice(None)].copy_(row_scale.squeeze(-1))
 
 

@@ -129,8 +129,9 @@ def _part_names(checkpoint: Checkpoint) -> list[str]:
 
 def _look(checkpoint: Checkpoint, name: str) -> Part:
     try:
-        if name == "tokenizer":
-            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer())} tokens",))
+        if name.startswith("tokenizer"):
+            # Whether it needs a chat template, its family says.
+            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer(name, chat=False))} tokens",))
         return _measure(name, checkpoint.part(name))
     except CheckpointError as error:
         return Part(name, problem=str(error))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from tiny_sd3 import write_checkpoint as write_sd3
 from typer.testing import CliRunner
 
 from twinshot_engine.checkpoint import BUILTIN_FOLDER
@@ -112,7 +113,7 @@ def test_an_unknown_family_is_told(copy: Path) -> None:
     (copy / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     found = inspect(str(copy), code=1)
     assert found["family"] == "FluxPipeline"
-    assert "'FluxPipeline', which is not supported: ZImagePipeline is." in found["problems"][0]
+    assert "'FluxPipeline', which is not supported; supported: " in found["problems"][0]
 
 
 def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
@@ -156,3 +157,14 @@ def test_people_read_tables(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None
     damaged = CliRunner().invoke(app, ["inspect", str(copy)]).stdout
     assert "cannot be read" in damaged
     assert damaged.splitlines()[-1] == f"Problem: '{copy / 'tokenizer'}' is missing."
+
+
+def test_every_encoder_and_tokenizer_is_a_part(tmp_path: Path) -> None:
+    write_sd3(tmp_path / "sd3")
+    found = inspect(str(tmp_path / "sd3"))
+    assert {part["name"] for part in found["parts"]} == {
+        *("text_encoder", "text_encoder_2", "text_encoder_3"),
+        *("tokenizer", "tokenizer_2", "tokenizer_3"),
+        *("transformer", "vae"),
+    }
+    assert found["problems"] == []

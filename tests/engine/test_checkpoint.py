@@ -76,7 +76,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown family": (
         lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"),
-        "is a 'FluxPipeline', which is not supported: ZImagePipeline is",
+        "is a 'FluxPipeline', which is not supported; supported: .*ZImagePipeline",
     ),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), "transformer.* is missing"),
     "no config": (lambda f: (f / "transformer/config.json").unlink(), "config.json' is missing"),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_foreign_objects_are_not_made() -> None:
         theirs.sendall(len(body).to_bytes(4, "big") + body)
         with pytest.raises(channel.ForeignMessageError, match="system"):
             channel.receive(ours)
+
+
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_orders_pass_on_pythons_that_pickle_enumerations_by_getattr(
+    image_format: ImageFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As 3.11.0 to 3.11.3 do, Debian 12's own among them.
+    monkeypatch.setattr(Enum, "__reduce_ex__", lambda self, _protocol: (getattr, (type(self), self.name)))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        order = Encode(1, 0, (64, 32), image_format, None)
+        channel.send(theirs, order)
+        assert channel.receive(ours) == order
 
 
 def test_slots_are_apart_and_shared_by_the_descriptor() -> None:
