@@ -29,6 +29,7 @@ from twinshot_distill.families.stable_diffusion_3 import scale as sd3_scale
 from twinshot_distill.lora import LoraSettings, add_adapters
 from twinshot_distill.sharding import recompute_blocks
 from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.families import FAMILIES
 
 
 def qwen() -> nn.Module:
@@ -71,6 +72,7 @@ def sd3() -> nn.Module:
         pooled_projection_dim=6,
         out_channels=4,
         pos_embed_max_size=8,
+        qk_norm="rms_norm",
     )
 
 
@@ -98,6 +100,19 @@ def built(case: tuple[Any, type[DiffusersModel], Any], *, single_time: bool = Fa
     for parameter in transformer.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return case[1](transformer, single_time=single_time)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline"),
+    [("qwen", "QwenImagePipeline"), ("sana", "SanaPipeline"), ("sd3", "StableDiffusion3Pipeline")],
+)
+def test_parameters_are_those_that_the_engine_serves(name: str, pipeline: str) -> None:
+    trained = built(CASES[name]).transformer
+    config = {**dict(trained.config), "second_time_embedder": True}  # type: ignore[arg-type]
+    with torch.device("meta"):
+        stored = FAMILIES[pipeline].open_forms["transformer"](config)
+    shapes = [{n: t.shape for n, t in module.state_dict().items()} for module in (trained, stored)]
+    assert shapes[0] == shapes[1]
 
 
 def test_the_second_time_counts_by_its_distance(case: tuple[Any, type[DiffusersModel], Any]) -> None:
