@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from twinshot_distill.checkpointing import Keeper
@@ -46,6 +46,10 @@ def distill(run: RunFile, out: Path, device: str, *, prepare_only: bool = False)
         TrainingError: something that the message tells how to mend.
         CheckpointError: the checkpoint cannot be read.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"The folder '{out}' cannot be made: {error}.") from error
     with joined(device) as (processes, own_device):
         checkpoint = find_checkpoint(run.checkpoint)
         family = find_family(checkpoint)
@@ -90,7 +94,10 @@ def _prepare(
 def _embed_samples(cache: Path, prompts: tuple[str, ...], encoders: Encoders) -> None:
     embedded = encoders.embed(prompts) if prompts else []
     tensors = {f"{row}/{k}": v.cpu().contiguous() for row, one in enumerate(embedded) for k, v in one.items()}
-    save_file(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
+    try:
+        save_file(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"The cache '{cache}' cannot be written: {error}.") from error
 
 
 def _sample_prompts(cache: Path) -> tuple[str, ...]:
@@ -125,7 +132,6 @@ class _Run:
     ) -> None:
         self.run, self.out, self.cache, self.checkpoint = run, out, cache, checkpoint
         self.family, self.processes, self.device = family, processes, device
-        out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(run.seed)
         torch.set_float32_matmul_precision("high")
 

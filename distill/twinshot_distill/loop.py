@@ -130,7 +130,9 @@ class Loop:
     @property
     def progress(self) -> float:
         """The share of the length that is done, 0 to 1, the same in all processes."""
-        return self.settings.length.progress(self.step, self.keeper.processes.agree(self.seconds))
+        length = self.settings.length
+        seconds = self.seconds if length.seconds is None else self.keeper.processes.agree(self.seconds)
+        return length.progress(self.step, seconds)
 
     def _step(self) -> None:
         seed_step(self.settings.seed, self.step, self.keeper.processes.rank)

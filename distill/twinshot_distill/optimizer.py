@@ -98,14 +98,17 @@ class Optimizer:
         for name, value in tensors.items():
             parameter_name, key = name.rsplit(":", 1)
             parameter = self._named[parameter_name]
-            memory = owners[id(parameter)].state[parameter]
-            memory[key] = _as_sharded(value, parameter, scalar=value.ndim == 0)
+            owner = owners[id(parameter)]
+            if value.ndim == 0:
+                # Where a fused optimiser counts its steps, and where others do.
+                place = parameter.device if owner.defaults.get("fused") else torch.device("cpu")
+                owner.state[parameter][key] = value.to(place, copy=True)
+            else:
+                owner.state[parameter][key] = _as_sharded(value, parameter)
 
 
-def _as_sharded(value: Tensor, parameter: Any, *, scalar: bool) -> Tensor:
-    """A part of a quantity as the parameter it belongs to is sharded; numbers stay on the CPU."""
-    if scalar:
-        return value.clone() if not parameter.is_cuda else value.to(parameter.device)
+def _as_sharded(value: Tensor, parameter: Any) -> Tensor:
+    """A part of a quantity, sharded as the parameter it belongs to."""
     moved = value.to(local(parameter).device, copy=True)
     if not hasattr(parameter, "device_mesh"):
         return moved

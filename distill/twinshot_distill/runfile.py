@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.loop import Length
 from twinshot_distill.lora import LoraSettings
-from twinshot_distill.objective import Objective
+from twinshot_distill.objective import Objective, split
 from twinshot_distill.optimizer import OptimizerSettings
 from twinshot_distill.strictness import STRICT
 
@@ -133,6 +133,7 @@ class RunFile:
     seed: _NotNegative = 42
 
     def __post_init__(self) -> None:
+        split(self.batch, self.objective.shares)
         if self.data.kind == "prompts" and not self.objective.data_free:
             raise ValueError("data of kind 'prompts' has no pictures: objective.data_free must be true")
         if self.lora is not None and self.objective.guide == "start":

@@ -95,6 +95,7 @@ def test_a_lora_run_leaves_an_adapter_and_a_merged_checkpoint(
         "lora.alpha": 8.0,
         "lora.targets": ["to_q", "to_out.0"],
         "objective.teacher_decay": decay,
+        "precision": "bf16" if decay == 1 else "fp32",
         "objective.groups": {"one": 1, "any": 0},
         "objective.order": 1,
     }
@@ -218,6 +219,7 @@ def test_two_processes_share_a_model_and_resume_to_the_bit(
         ({"size": [60, 64]}, "multiples of 16 pixels"),
         ({"lora.rank": 2, "lora.targets": ["to_k", "to_z"]}, r"lora.targets: .*\['to_z'\]"),
         ({"data.path": "/nowhere"}, "'/nowhere' does not exist"),
+        ({"objective.groups": {"one": 1, "any": 1}}, "batch of 4 rows is too small"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_words(

@@ -63,6 +63,7 @@ def test_the_miniatures_file_is_what_the_code_does_without_one() -> None:
         (GOOD + '[objective]\norder = "x"\n', r"objective\.order: .*integer.*'x'"),
         (GOOD + '[objective]\ndistance = "l3"\n', r"objective\.distance: .*'barron' or 'l2', not 'l3'"),
         (GOOD + "[objective]\nteacher_decay = 2.0\n", "teacher_decay 2.0 must be between 0 and 1"),
+        (GOOD.replace("batch = 4", "batch = 3"), "batch of 3 rows is too small"),
         (GOOD.replace("batch = 4", "batch = 0"), "batch: .*greater than 0, not 0"),
         (GOOD.replace("steps = 3", ""), "length: a run needs a length"),
         (GOOD.replace("count = 8", ""), "'composer' needs a count"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
@@ -69,7 +70,17 @@ def many_steps(network: nn.Module, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Small layers gain nothing from a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("_one_thread")
 def test_one_step_matches_the_mixture_as_well_as_a_hundred_steps() -> None:
     """Seed 0, about 10 seconds on a quiet core; .05 to .06 for both where two true samples differ by .02."""
     torch.manual_seed(0)

@@ -37,8 +37,8 @@ class Caption:
 
     def repeated(self, count: int) -> Caption:
         """One row as `count` rows."""
-        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
-        return Caption(self.tokens.expand(count, -1, -1), self.lengths.expand(count), pooled)
+        pooled = None if self.pooled is None else self.pooled.repeat(count, 1)
+        return Caption(self.tokens.repeat(count, 1, 1), self.lengths.repeat(count), pooled)
 
     @property
     def mask(self) -> Tensor:

@@ -158,7 +158,8 @@ class Run:
     """One whole run.
 
     `compiled` turns torch.compile off for a try on a CPU; every `save_seconds` a stage leaves a state to
-    resume from; every `sample_seconds` it draws samples.
+    resume from; every `sample_seconds` it draws samples (0: at its
+    end alone, as that takes GPU time).
     """
 
     world: World = field(default_factory=World)
@@ -169,7 +170,7 @@ class Run:
     seed: int = 0
     previews: int = 48
     save_seconds: float = 60.0
-    sample_seconds: float = 60.0
+    sample_seconds: float = 0.0
 
 
 Settings = TypeVar("Settings")

@@ -45,7 +45,7 @@ class Condition:
 
     def repeated(self, count: int) -> Condition:
         """One row as `count` rows."""
-        return Condition(self.embeddings.expand(count, -1, -1), self.lengths.expand(count))
+        return Condition(self.embeddings.repeat(count, 1, 1), self.lengths.repeat(count))
 
 
 def velocity(
