@@ -14,7 +14,8 @@ from PIL import Image
 
 from twinshot_distill.charts import line_chart
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.evaluation.builtin import Findings, mean_row
+from twinshot_distill.evaluate import Trial
+from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
 from twinshot_distill.evaluation.html_report import score_curve, write_report
 from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
 from twinshot_distill.evaluation.statistics import (
@@ -152,6 +153,13 @@ def row(task: str, steps: int | str, score: float) -> dict[str, Any]:
     keys = ("corrected_score", "strict_score", "shuffled_score", "fidelity_median", "low_fidelity_share")
     common = {"combinations": "unseen", "n": 50, "low": 0.0, "high": 1.0}
     return {"task": task, "steps": steps, "score": score} | common | dict.fromkeys(keys, score / 2)
+
+
+def test_more_seeds_of_a_prompt_count_up_and_keep_the_first_round() -> None:
+    asked: Any = [Trial(None, "a", 5), Trial(None, "b", 2**32 - 1)]  # type: ignore[arg-type]
+    again = reseeded(asked, 3)
+    assert again[:2] == asked
+    assert [(trial.prompt, trial.seed) for trial in again[2:]] == [("a", 6), ("b", 0), ("a", 7), ("b", 1)]
 
 
 def test_the_report_says_what_was_measured(tmp_path: Path) -> None:

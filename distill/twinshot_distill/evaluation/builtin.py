@@ -7,7 +7,7 @@ GenEval score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
@@ -45,11 +45,22 @@ _CEILING = "ceiling"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: step counts, combinations, pictures a task, prompts and seeds of the diversity."""
+    """What is measured.
+
+    Attributes:
+        steps: step counts.
+        splits: combinations, seen or unseen.
+        count: prompts a task.
+        seeds: pictures a prompt.
+        diversity_prompts: prompts whose pictures are compared with each other.
+        diversity_seeds: pictures of each of them.
+        pictures: how many are shown.
+    """
 
     steps: tuple[int, ...]
     splits: tuple[Split, ...] = ("unseen",)
     count: int = 300
+    seeds: int = 1
     diversity_prompts: int = 12
     diversity_seeds: int = 8
     pictures: int = 48
@@ -86,20 +97,25 @@ def measure(engine: Engine, judging: Verifier, plan: Plan, reference: str, repor
     for split in plan.splits:
         rows += _ceiling_rows(judging, reference, split, plan.count, report)
         for steps in plan.steps:
-            rows += _score_rows(engine, judging, split, steps, plan.count, report)
+            rows += _score_rows(engine, judging, split, steps, plan, report)
     return Findings(rows, *_looks(engine, plan, report))
 
 
 def _score_rows(
-    engine: Engine, judging: Verifier, split: Split, steps: int, count: int, report: Report
+    engine: Engine, judging: Verifier, split: Split, steps: int, plan: Plan, report: Report
 ) -> list[dict[str, Any]]:
     rows = []
     for task in TASKS:
-        asked = trials(task, split, count)
+        asked = reseeded(trials(task, split, plan.count), plan.seeds)
         requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
         drawn = list(draw_all(engine, requests, f"{steps} steps, {split}, {task}", report))
         rows.append(_row(judging, torch.from_numpy(np.stack(drawn)), asked, task, split, steps))
     return [*rows, mean_row(rows)]
+
+
+def reseeded(asked: Sequence[Trial], seeds: int) -> list[Trial]:
+    """Each trial with as many seeds, counted up from its own; the first round is the trials as they are."""
+    return [replace(trial, seed=(trial.seed + k) % 2**32) for k in range(seeds) for trial in asked]
 
 
 def _ceiling_rows(

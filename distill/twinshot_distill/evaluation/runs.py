@@ -24,6 +24,7 @@ def evaluate_builtin(
     settings: Mapping[str, Any],
     splits: Sequence[str],
     count: int,
+    seeds: int,
     pictures: int,
     out: Path,
     report: Report,
@@ -42,7 +43,8 @@ def evaluate_builtin(
             "verifier knows no others: use 'twinshot evaluate geneval' or 'dpg'."
         )
     verifier = Verifier.load().to(engine.info.device)
-    plan = Plan(tuple(settings["steps"]), cast("tuple[Split, ...]", tuple(splits)), count, pictures=pictures)
+    combinations = cast("tuple[Split, ...]", tuple(splits))
+    plan = Plan(tuple(settings["steps"]), combinations, count, seeds, pictures=pictures)
     findings = measure(engine, verifier, plan, str(settings["checkpoint"]), report)
     return findings.rows, write_report(out, findings, _facts(engine))
 

@@ -40,7 +40,8 @@ def builtin(
     combinations: Annotated[
         list[str] | None, typer.Option(help="unseen, seen, or both (repeat). Default unseen.")
     ] = None,
-    count: Annotated[int, number("--count", text="Pictures a task.")] = 300,
+    count: Annotated[int, number("--count", text="Prompts a task.")] = 300,
+    seeds: Annotated[int, number("--seeds", text="Pictures of each prompt.")] = 1,
     pictures: Annotated[int, number("--pictures", text="Pictures in the report.")] = 48,
     batch: Batch = 8,
     device: Device = DEFAULTS.device,
@@ -54,12 +55,14 @@ def builtin(
         splits = tuple(combinations or ["unseen"])
         if unknown := sorted(set(splits) - {"seen", "unseen"}):
             raise UsageError(f"--combinations {unknown[0]!r} is not 'seen' or 'unseen'.")
-        if count < 1 or pictures < 1:
-            raise UsageError(f"--count {count} and --pictures {pictures} must be at least 1.")
+        if min(count, seeds, pictures) < 1:
+            raise UsageError(
+                f"--count {count}, --seeds {seeds} and --pictures {pictures} must be at least 1."
+            )
         settings = _engine(checkpoint, steps, batch, device, backend, precision, text_fp8=text_fp8)
         from twinshot_distill.evaluation.runs import evaluate_builtin
 
-        rows, page = evaluate_builtin(settings, splits, count, pictures, output, bar)
+        rows, page = evaluate_builtin(settings, splits, count, seeds, pictures, output, bar)
     _tell(rows, page, as_json=as_json)
 
 
