@@ -18,9 +18,10 @@ from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
 COLUMNS = 8
-CHANNELS = 64
-ROWS = 8
-NUM_WARPS = 8
+CHANNELS = 32
+ROWS = 16
+NUM_WARPS = 2
+STAGES = 3
 
 
 def depthwise_glu_reference(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ def _depthwise_glu_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     stride = 2 * channels
     strips = tl.cdiv(width, COLUMNS)
@@ -91,7 +93,7 @@ def _depthwise_glu_kernel(
     zero = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     # What is known so far of the row above the one being read, and of that row itself.
     up_above, up_here, gate_above, gate_here = zero, zero, zero, zero
-    for step in range(ROWS + 2):
+    for step in tl.range(0, ROWS + 2, num_stages=STAGES):
         row = first_row + step - 1
         inside = kept & (column * 0 + row >= 0) & (column * 0 + row < height)
         line = x + (image + row * width) * stride
@@ -130,6 +132,7 @@ def _launch(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         CHANNELS=CHANNELS,
+        STAGES=STAGES,
         num_warps=NUM_WARPS,
     )
     return out

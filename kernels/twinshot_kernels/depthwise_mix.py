@@ -19,9 +19,10 @@ from torch.nn import functional
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
-PIXELS = 64
+PIXELS = 128
 LEAST = 16
 NUM_WARPS = 4
+STAGES = 3
 
 
 def depthwise_mix_reference(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ def _depthwise_mix_kernel(
     SIDE: tl.constexpr,
     PIXELS: tl.constexpr,
     DIM: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     group, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -55,19 +57,20 @@ def _depthwise_mix_kernel(
     lane = tl.arange(0, DIM)[None, :]
     channel = group * dim + lane
     origin = image * height * width
-    total = tl.zeros((PIXELS, DIM), tl.float32)
-    # As large as the tile, so that weights are loaded where they are used.
-    weighing = tl.broadcast_to(channel, (PIXELS, DIM))
-    for tap in tl.range(0, SIDE * SIDE, loop_unroll_factor=SIDE):
-        down, right = tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2
-        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        place = (origin + pixel + down * width + right) * channels + channel
-        value = tl.load(x + place, mask=inside & (lane < dim), other=0.0).to(tl.float32)
-        total += value * tl.load(taps + tap * channels + weighing, mask=lane < dim, other=0.0).to(tl.float32)
     source, target = tl.arange(0, DIM)[:, None], lane
     kept = (source < dim) & (target < dim)
-    matrix = tl.load(mix + (group * dim + target) * dim + source, mask=kept, other=0.0)
-    mixed = tl.dot(total, matrix.to(tl.float32), input_precision=PRECISION)
+    matrix = tl.load(mix + (group * dim + target) * dim + source, mask=kept, other=0.0).to(tl.float32)
+    mixed = tl.zeros((PIXELS, DIM), tl.float32)
+    begin = x + origin * channels
+    for tap in tl.range(0, SIDE * SIDE, num_stages=STAGES):
+        down, right = tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2
+        inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+        place = (pixel + down * width + right) * channels + channel
+        value = tl.load(begin + place, mask=inside & (lane < dim), other=0.0)
+        weight = tl.load(taps + tap * channels + group * dim + source, mask=source < dim, other=0.0)
+        # A tap's weights go into the matrix, which has fewer elements than the tile.
+        weighed = (weight.to(tl.float32) * matrix).to(value.dtype)
+        mixed = tl.dot(value, weighed, mixed, input_precision=PRECISION)
     inside = (pixel < height * width) & (lane < dim)
     own = tl.load(x + (origin + pixel) * channels + channel, mask=inside, other=0.0)
     target = out + (origin + pixel) * 2 * channels + channel
@@ -92,7 +95,8 @@ def _launch(x: Tensor, taps: Tensor, mix: Tensor) -> Tensor:
         SIDE=math.isqrt(len(taps)),
         PIXELS=PIXELS,
         DIM=max(LEAST, triton.next_power_of_2(dim)),
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        STAGES=STAGES,
+        PRECISION="ieee",
         num_warps=NUM_WARPS,
     )
     return out

@@ -130,7 +130,8 @@ def _find_encoders(checkpoint: Checkpoint, config: JointConfig) -> tuple[JointEn
         for name, each in zip(CLIPS, (first, second), strict=True)
     ]
     if long is not None:
-        parts.append(Part(T5, long, t5.find_encoder(checkpoint, T5), t5.encoder_slots(long)))
+        stored = t5.find_encoder(checkpoint, T5)
+        parts.append(Part(T5, long, stored, t5.encoder_slots(long), long.release_table))
     _check_widths(checkpoint, (first.config, second.config), long, config)
     return JointEncoders(first, second, long, config.joint_attention_dim), parts
 

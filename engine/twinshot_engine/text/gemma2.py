@@ -25,6 +25,7 @@ from twinshot_engine.precision import (
     normalize,
     takes_rows,
 )
+from twinshot_engine.text.words import move_to_host
 from twinshot_engine.weights import Slot, pack, same_names
 from twinshot_kernels import capped_attention, embed_rows, qk_norm_rotary
 
@@ -88,10 +89,8 @@ class Gemma2Encoder(nn.Module):
                 )
 
     def release_table(self) -> None:
-        """Move the table of words from the GPU to pinned host memory: a prompt reads few of its rows."""
-        table = self.embed_tokens.weight
-        if table.is_cuda:
-            self.embed_tokens.weight = nn.Parameter(table.cpu().pin_memory(), requires_grad=False)
+        """Move the table of words to host memory, where it is on a GPU."""
+        move_to_host(self.embed_tokens)
 
     @torch.inference_mode()
     def fold(self, prefix: Tensor) -> None:

@@ -53,6 +53,11 @@ class StockPipeline(ABC):
         for module in self.repeated():
             module.compile(dynamic=False)
 
+    def forget(self) -> None:
+        """Let go of all modules; each is made again when it is asked for."""
+        for name in [name for name, value in vars(self).items() if isinstance(value, nn.Module)]:
+            delattr(self, name)
+
     def fill(
         self,
         module: nn.Module,
