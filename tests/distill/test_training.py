@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.miniature import train
 from twinshot_distill.miniature.autoencoder import new_autoencoder, psnr, reconstruction_loss
-from twinshot_distill.miniature.configuration import Run, TwinFlowSettings, changed
+from twinshot_distill.miniature.configuration import Run, TwinFlowSettings, changed, read_run
 from twinshot_distill.miniature.dataset import LONG, SHORT, Captions, LatentPool, build_corpus
 from twinshot_distill.miniature.denoiser import Denoiser, empty_captions
 from twinshot_distill.miniature.export import export
@@ -211,6 +211,29 @@ def test_settings_can_be_changed() -> None:
     run = changed(run, ["twinflow.objective.rectify=.25", "twinflow.objective.distilled=any"])
     assert (run.twinflow.objective.rectify, run.twinflow.objective.distilled) == (0.25, ("any",))
     assert run.world == Run().world
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[flow]\nbach = 3", "unknown setting 'flow.bach=3'"),
+        ("[flow]\nbatch = 1.5", "1.5 in 'flow.batch=1.5' is not a int"),
+        ("[flow.optimizer]\nname = 3", "3 in 'flow.optimizer.name=3' is not a str"),
+        ("[nothing]\nbatch = 3", "unknown setting .nothing="),
+    ],
+)
+def test_mistakes_in_a_run_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_run(tmp_path / "run.toml")
+
+
+def test_a_run_file_replaces_what_it_says(tmp_path: Path) -> None:
+    text = 'trainer = "miniature"\n[flow]\nseconds = 9\n[twinflow.objective]\ndistilled = ["any"]\n'
+    (tmp_path / "run.toml").write_text(text)
+    run = read_run(tmp_path / "run.toml")
+    assert (run.flow.seconds, run.flow.batch) == (9.0, Run().flow.batch)
+    assert run.twinflow.objective == replace(Run().twinflow.objective, distilled=("any",))
 
 
 def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:

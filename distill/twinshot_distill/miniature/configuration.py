@@ -82,14 +82,17 @@ SCHEDULER: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """How much data is prepared: scenes with captions, pictures a background, latents in the pool."""
+    """How much data is prepared: scenes with captions, pictures a background, latents in the pool.
+
+    `workers` processes prepare it, one a core if 0.
+    """
 
     scenes: int = 250_000
     scene_variations: int = 32
     plain_variations: int = 12
     pool: int = 32_768
     refresh: int = 32
-    workers: int = 16
+    workers: int = 0
 
 
 _AUTOENCODER_OPTIMIZER = OptimizerSettings(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from twinshot_distill.errors import TrainingError
 from twinshot_distill.journal import Sampler
 from twinshot_distill.miniature.autoencoder import channels_last, new_autoencoder, train_autoencoder
 from twinshot_distill.miniature.configuration import Run, changed, read_run, rehearsal
@@ -84,13 +85,13 @@ class Trainer:
     def data(self) -> tuple[Corpus, Composer]:
         """Scenes with captions, and what draws them."""
         if self._data is None:
-            world = self.run.world
-            corpus = build_corpus(self.out / "tokenizer", world.scenes, seed="train", workers=world.workers)
+            world, workers = self.run.world, self.run.world.workers or os.cpu_count() or 1
+            corpus = build_corpus(self.out / "tokenizer", world.scenes, seed="train", workers=workers)
             composer = Composer(
                 self.device,
                 scene_variations=world.scene_variations,
                 plain_variations=world.plain_variations,
-                workers=world.workers,
+                workers=workers,
             )
             self.say(f"{len(corpus)} scenes prepared")
             self._data = corpus, composer
@@ -241,12 +242,14 @@ def main(
     """Train the miniature end to end and export it to OUT/checkpoint."""
     try:
         run = rehearsal() if rehearsal_only else read_run(config) if config else Run()
-        if not rehearsal_only:
-            run = replace(run, world=replace(run.world, workers=os.cpu_count() or 1))
         run = changed(run, settings or [])
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error), param_hint="--config, --set") from None
-    train_miniature(out, run, torch.device(device), budget, compile_only=compile_only)
+    try:
+        train_miniature(out, run, torch.device(device), budget, compile_only=compile_only)
+    except TrainingError as error:
+        say(f"Error: {error}")
+        raise typer.Exit(2) from None
 
 
 def train_miniature(
