@@ -10,7 +10,7 @@ Points = Sequence[tuple[float, float]]
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
 _WIDTH, _HEIGHT = 560, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 40
 
 
 def line_chart(
@@ -53,7 +53,7 @@ def line_chart(
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
