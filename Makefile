@@ -10,7 +10,7 @@ PORT ?= 8000
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools serve test check format docs golden lock bench soak clean
+.PHONY: help install tools serve test check format docs golden lock bench soak fleet clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(STAMP) ## Measure the latency of POST /generate on this machine
 
 soak: $(STAMP) ## Overload, leaving clients and faults: what the server keeps, in a few minutes
 	PYTHONPATH=benchmarks $(BIN)/python -m soak
+
+fleet: $(STAMP) ## Kill engines and restart servers under load, for minutes; Ray Serve: docs/FLEET.md
+	PYTHONPATH=benchmarks $(BIN)/python -m fleet replicas rolling
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,7 +1,7 @@
 """Read a checkpoint's JSON files, and put what goes wrong in one line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +34,9 @@ def tell(error: BaseException) -> str:
 def quoted(path: Path) -> str:
     """A path as it stands in a sentence."""
     return f"'{path}'"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names as they stand in a sentence: the first three, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import BUILTIN_FOLDER, Checkpoint
 from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import find_family
-from twinshot_engine.weights import Header, StoredPart
+from twinshot_engine.tensor_files import Header
+from twinshot_engine.weights import StoredPart
 
 PREFIX = "random:"
 """What a reference to one of :data:`PUBLISHED` begins with."""
@@ -41,7 +42,7 @@ _SMALL = "SelfAttention.q.weight"
 class RandomPart(StoredPart):
     """A part whose tensors are drawn when they are read."""
 
-    def read(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def read_stored(self, names: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """Draw tensors, in bf16 as checkpoints store them."""
         for name in names:
             yield name, draw(name, self.headers[name].shape, device)
@@ -71,7 +72,7 @@ class RandomCheckpoint(Checkpoint):
 
     def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:  # noqa: ARG002
         """The built-in checkpoint's tokenizer, without its limit."""
-        tokenizer = find_checkpoint(BUILTIN).tokenizer()
+        tokenizer = Checkpoint(BUILTIN_FOLDER, BUILTIN).tokenizer()
         tokenizer.model_max_length = _LONGEST_PROMPT
         return tokenizer
 
@@ -79,21 +80,15 @@ class RandomCheckpoint(Checkpoint):
         """Whether there is such a config."""
         return path[0] in (self.configs or {})
 
-    def part(
-        self,
-        name: str,
-        *,
-        rename: Callable[[str], str] = lambda name: name,
-        ignored: Callable[[str], bool] = lambda _name: False,
-    ) -> StoredPart:
+    def find_part(self, name: str) -> StoredPart:
         """Name the tensors that such a checkpoint stores."""
         with torch.device("meta"):
             module = find_family(self).open_forms[name](self.read_json(name))
         headers = {
-            rename(key): Header(Path(name), key, tuple(parameter.shape), "BF16")
+            key: Header(Path(name), key, tuple(parameter.shape), "BF16")
             for key, parameter in module.named_parameters()
         }
-        return RandomPart(Path(self.reference, name), headers, ignored)
+        return RandomPart(Path(self.reference, name), headers)
 
 
 def find_random(reference: str) -> RandomCheckpoint:

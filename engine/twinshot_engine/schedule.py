@@ -6,11 +6,14 @@ precision; so the one-step picture is the one stock diffusers draws.
 """
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
-SUPPORTED_STEPS = tuple(range(1, 65))
+SUPPORTED_STEPS = tuple(range(1, 101))
 """Step counts :func:`schedule_for` knows."""
 
 _FEW_STEPS = {1: (1.0,), 2: (1.0, 0.6), 4: (1.0, 5 / 6, 2 / 3, 0.5)}
@@ -19,6 +22,42 @@ _FEWEST_MULTI_STEPS = 16
 _LARGEST_ANGLE = 1.5708
 _SPRINT_TWO_STEPS = (_LARGEST_ANGLE, 1.3)
 _MULTI_STEP_WARP = (1.17, 0.8, 1.1)
+
+
+class Steps(int):
+    """A step count that may say which schedule it is served with.
+
+    Attributes:
+        mode: ``few`` aims at the data each time, ``any`` at the next time, ``multi`` at the current one, as
+            models do that were not distilled; None leaves it to :func:`schedule_for`.
+
+    Raises:
+        ValueError: the count is not supported, or not in this mode.
+    """
+
+    mode: str | None
+
+    def __new__(cls, count: int, mode: str | None = None) -> Self:  # noqa: D102 - the class tells
+        _check_supported(count)
+        steps = super().__new__(cls, count)
+        steps.mode = mode
+        if mode is not None:
+            if mode not in _MODES:
+                raise ValueError(f"mode {mode!r} of steps is not one of {', '.join(_MODES)}")
+            _MODES[mode](count)
+        return steps
+
+    @classmethod
+    def parse(cls, text: str) -> "Steps":
+        """Read ``4`` or ``any:8``.
+
+        Raises:
+            ValueError: it is neither, or not supported.
+        """
+        match = _ENTRY.fullmatch(text)
+        if match is None:
+            raise ValueError(f"steps {text!r} is not a count such as 4, any:8 or multi:30")
+        return cls(int(match["count"]), match["mode"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +78,11 @@ class Schedule:
     def t_next(self) -> tuple[float, ...]:
         """The time after each pass; 0 after the last."""
         return (*self.t[1:], 0.0)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether every pass predicts the velocity at its own time, which is what guidance is defined for."""
+        return self.t == self.target_t
 
     @property
     def weights(self) -> tuple[tuple[float, float, float], ...]:
@@ -114,16 +158,34 @@ def multi_step(steps: int) -> Schedule:
     return Schedule(t, t, noise_ratio=0.0)
 
 
+_MODES: Mapping[str, Callable[[int], Schedule]] = {"few": few, "any": any_step, "multi": multi_step}
+_ENTRY = re.compile(rf"((?P<mode>{'|'.join(_MODES)}):)?(?P<count>[0-9]{{1,4}})")
+
+
 def schedule_for(steps: int) -> Schedule:
-    """Choose the schedule a step count is served with: few up to 4, any up to 15, then multi.
+    """Choose the schedule a step count is served with.
+
+    That is its mode's if it is a :class:`Steps` that names one. Else it is few for 1, 2 and 4, any up to 15
+    and multi from 16.
 
     Raises:
-        ValueError: steps is not between 1 and 64.
+        ValueError: steps is not between 1 and 100.
     """
-    _check_supported(steps)
+    chosen = steps if isinstance(steps, Steps) else Steps(steps)
+    if chosen.mode is not None:
+        return _MODES[chosen.mode](steps)
     if steps in _FEW_STEPS:
         return few(steps)
     return any_step(steps) if steps < _FEWEST_MULTI_STEPS else multi_step(steps)
+
+
+def single_time(now: float, target: float) -> float:
+    """The one time that a network without a second time embedder is given.
+
+    A TwinFlow LoRA was trained with ``t - target / 2``, which is ``t`` where it aims at the data. At
+    ``target == t`` stands the base model, which knows t alone.
+    """
+    return now if target == now else now - target / 2
 
 
 def advance(latents: Tensor, velocity: Tensor, fresh: Tensor, weights: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def test_every_setting_can_be_set_by_a_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     offered = {snake(name) for section in ("model", "server") for name in values[section]}
     by_others = {"device", "replicas", "port", "api_keys_file", "admin_key"}
+    by_others |= {"base", "adapter"}  # paths in a volume of the user's own, so extraEnv names them
     assert offered | by_others | NOT_OFFERED | SECRETS == set(Settings.model_fields)
 
 

@@ -113,7 +113,7 @@ def test_valid_requests_pass(engine: Engine) -> None:
         ([], "a batch of 0 requests is not between 1 and 8"),
         ([SHORT] * 9, "a batch of 9 requests"),
         ([SHORT, replace(SHORT, width=512)], "shares one width"),
-        ([SHORT, replace(SHORT, steps=2)], "shares one width, height and step count"),
+        ([SHORT, replace(SHORT, steps=2)], "shares one width, height, step count"),
     ],
 )
 def test_impossible_batches_are_an_error(
@@ -210,8 +210,8 @@ def test_a_size_that_the_model_cannot_draw_is_not_advertised(tiny: Path) -> None
 
 
 def test_a_step_count_without_a_schedule_is_named(tiny: Path) -> None:
-    with pytest.raises(ValueError, match="65 steps are not supported: 1 to 64 are"):
-        Engine.load(EngineConfig(str(tiny), device="cpu", steps=(1, 65)))
+    with pytest.raises(ValueError, match="101 steps are not supported: 1 to 100 are"):
+        Engine.load(EngineConfig(str(tiny), device="cpu", steps=(1, 101)))
 
 
 def test_prompts_are_encoded_once(tiny: Path) -> None:

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_engine.checkpoint import find_checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families.qwen_image import QWEN_IMAGE
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
 
 PROMPTS = ["a photo of a red apple", "two blue vases " * 13, "Ein Wort\nund noch eins, 猫"]
@@ -107,7 +107,8 @@ class Reference:
             packed,
             text,
             None,
-            torch.tensor([t]),
+            # What has no second embedder was trained with one time, LoRAs with this one.
+            torch.tensor([t if self.second or target == t else t - target / 2]),
             [[(1, x.shape[2] // 2, x.shape[3] // 2)]],
             return_dict=False,
         )[0]

@@ -1,9 +1,9 @@
 """Qwen-Image and TwinFlow-Qwen-Image: ``QwenImagePipeline`` folders.
 
 Parts: ``text_encoder/`` (Qwen2.5-VL, of which the language model is read), ``tokenizer/``, ``transformer/``
-(TwinFlow adds ``time_text_embed_2``; a LoRA-merged or plain checkpoint has none, and sees the current time
-alone) and ``vae/`` (of which only the decoder is read). ``scheduler/`` is not used: times come from
-:mod:`twinshot_engine.schedule`.
+(TwinFlow adds ``time_text_embed_2``; a LoRA-merged or plain checkpoint has none, and is given one time, see
+:func:`~twinshot_engine.schedule.single_time`) and ``vae/`` (of which only the decoder is read).
+``scheduler/`` is not used: times come from :mod:`twinshot_engine.schedule`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import (
     Part,
     advertised_card,
@@ -29,6 +29,7 @@ from twinshot_engine.families.parts import (
     part_bytes,
 )
 from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.families.repacked import Repack
 from twinshot_engine.memory import check_memory, kl_decoder_bytes, stream_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
 from twinshot_engine.schedule import advance
@@ -114,19 +115,27 @@ def load_qwen_image(
     fill_parts(found.parts, placement.device, progress)
     progress("modulation table", 1.0)
     transformer, (_, denoiser, decoder) = found.transformer, found.parts
-    times = distinct_times(config.steps)
-    transformer.table = read_table(denoiser.stored, transformer.config, times, placement.device)
+
+    def fold(stored: StoredPart) -> Folded:
+        table = read_table(stored, transformer.config, distinct_times(config.steps), placement.device)
+        return Folded(make_passes(table, config.steps))
+
+    folded = fold(denoiser.stored)
     found.text.keep(found.tokenizer.constant)
     return QwenImageModel(
         tokenizer=found.tokenizer,
         placement=placement,
         card=found.card,
-        passes=make_passes(transformer.table, config.steps),
+        passes=folded.passes,
         latent_channels=found.decoder.z_dim,
         downscale=found.decoder.downscale,
         text=found.text,
         transformer=transformer,
         decoder=QwenImageDecoder(found.decoder, dict(decoder.module.named_parameters()), placement.dtype),
+        negative_prompt=" ",  # as the pipeline's own examples have it
+        adaptable=Adaptable(
+            transformer, denoiser.stored, denoiser.slots, folded, fold, QWEN_IMAGE_REPACK.translate
+        ),
     )
 
 
@@ -246,6 +255,13 @@ def _stored_transformer(config: Mapping[str, Any]) -> nn.Module:
     return stored_form(stored_shapes(transformer, slots) | unread_shapes(transformer.config))
 
 
+QWEN_IMAGE_REPACK = Repack(
+    frozenset(("img_in.weight", "txt_norm.weight", "transformer_blocks.0.attn.add_q_proj.weight")),
+    lambda headers: headers,  # everybody keeps diffusers' names
+    "Qwen/Qwen-Image",
+)
+"""Transformer-only files of ``QwenImagePipeline``."""
+
 QWEN_IMAGE = Family(
     load_qwen_image,
     plan_qwen_image,
@@ -254,5 +270,6 @@ QWEN_IMAGE = Family(
         "transformer": _stored_transformer,
         "vae": lambda config: stored_form(QwenImageVAEConfig.from_dict(config).stored_shapes()),
     },
+    QWEN_IMAGE_REPACK,
 )
 """``QwenImagePipeline``."""

@@ -20,7 +20,7 @@ from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import (
     Part,
     advertised_card,
@@ -30,6 +30,7 @@ from twinshot_engine.families.parts import (
     part_bytes,
 )
 from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.families.repacked import Repack
 from twinshot_engine.memory import (
     check_memory,
     deep_compression_bytes,
@@ -100,7 +101,8 @@ class SanaModel(Model):
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed; the first token's state, which all prompts share, comes before the prompt's."""
-        states = torch.cat((self.text.first_state, self.text(ids)[:, self.dropped :]), dim=1)
+        first = self.text.first_state.expand(len(ids), -1, -1)
+        states = torch.cat((first, self.text(ids)[:, self.dropped :]), dim=1)
         return self.transformer.read_caption(states), (length - (self.dropped - 1)).to(torch.int32)
 
     def caption_like(self, tokens: int) -> tuple[Like, ...]:
@@ -151,19 +153,25 @@ def load_sana(
     progress("modulation table", 1.0)
     transformer, tokenizer = found.transformer, found.tokenizer
     found.text.fold(torch.tensor([tokenizer.prefix], device=placement.device))
-    times = distinct_times(config.steps, variant.schedule)
-    table = read_times(found.unfolded, transformer.config, times, variant.guidance, placement.device)
+
+    def fold(stored: StoredPart) -> Folded:
+        times = distinct_times(config.steps, variant.schedule)
+        table = read_times(stored, transformer.config, times, variant.guidance, placement.device)
+        return Folded(make_passes(table, config.steps, variant.schedule))
+
+    slots, folded = folded_slots(transformer), fold(found.unfolded)
     return SanaModel(
         tokenizer=tokenizer,
         placement=placement,
         card=found.card,
-        passes=make_passes(table, config.steps, variant.schedule),
+        passes=folded.passes,
         latent_channels=transformer.config.in_channels,
         downscale=found.decoder.config.downscale,
         text=found.text,
         transformer=transformer,
         decoder=DeepCompressionDecoder(found.decoder, placement.dtype),
         dropped=tokenizer.dropped,
+        adaptable=Adaptable(transformer, found.unfolded, slots, folded, fold, SANA_REPACK.translate),
     )
 
 
@@ -293,6 +301,16 @@ def _workspace(
     )
 
 
+SANA_REPACK = Repack(
+    frozenset(
+        ("caption_norm.weight", "patch_embed.proj.weight", "transformer_blocks.0.ff.conv_depth.weight")
+    ),
+    lambda headers: headers,
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
+)
+"""Transformer-only files of ``SanaPipeline``, under diffusers' names."""
+
+
 def _family(variant: _Variant) -> Family:
     return Family(
         partial(load_sana, variant=variant),
@@ -302,6 +320,7 @@ def _family(variant: _Variant) -> Family:
             "transformer": lambda config: StoredTransformer(LinearAttentionConfig.from_dict(config)),
             "vae": _build_decoder,
         },
+        SANA_REPACK if variant.guidance is None else None,
     )
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
-from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import fill_parts, modules_of, part_bytes
 from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.families.repacked import Repack
 from twinshot_engine.families.stable_diffusion_3_parts import find
 from twinshot_engine.memory import check_memory
 from twinshot_engine.schedule import advance
@@ -28,9 +29,10 @@ from twinshot_engine.text import Caption, clip, t5
 from twinshot_engine.text.joint_encoders import T5_TOKENS, JointEncoders
 from twinshot_engine.text.joint_prompt import JointTokenizer
 from twinshot_engine.transformer.joint_config import JointConfig
-from twinshot_engine.transformer.joint_folding import joint_slots, read_tables, table_shapes
+from twinshot_engine.transformer.joint_folding import joint_slots, read_tables, read_times, table_shapes
 from twinshot_engine.transformer.joint_transformer import JointTransformer
 from twinshot_engine.vae import KLConfig, KLDecoder, PixelDecoder, serving_decoder
+from twinshot_engine.weights import StoredPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +87,32 @@ def load_stable_diffusion_3(
     check_memory(modules_of(found.parts), found.workspace_bytes, placement)
     fill_parts(found.parts, placement.device, progress)
     progress("tables", 1.0)
-    times = distinct_times(config.steps)
-    read_tables(found.stored, found.transformer, times, found.longest, placement.device)
+    transformer, times = found.transformer, distinct_times(config.steps)
+    read_tables(found.stored, transformer, times, found.longest, placement.device)
+    passes = make_passes(torch.arange(len(times), device=placement.device), config.steps)
+
+    def fold(stored: StoredPart) -> Folded:
+        rows, gaps = read_times(stored, transformer.config, times, placement.device)
+        return Folded(passes, {"modulation.times": rows, "modulation.gaps": gaps})
+
     return StableDiffusion3Model(
         tokenizer=found.tokenizer,
         placement=placement,
         card=found.card,
-        passes=make_passes(torch.arange(len(times), device=placement.device), config.steps),
+        passes=passes,
         latent_channels=found.transformer.config.in_channels,
         downscale=found.decoder.config.downscale,
         text=found.text,
         transformer=found.transformer,
         decoder=serving_decoder(found.decoder, placement.dtype),
+        adaptable=Adaptable(
+            transformer,
+            found.stored,
+            joint_slots(transformer),
+            fold(found.stored),
+            fold,
+            STABLE_DIFFUSION_3_REPACK.translate,
+        ),
     )
 
 
@@ -131,6 +147,15 @@ def _t5_form(config: Mapping[str, Any]) -> nn.Module:
     return stored_form(stored_shapes(encoder, t5.encoder_slots(encoder)))
 
 
+STABLE_DIFFUSION_3_REPACK = Repack(
+    frozenset(
+        ("context_embedder.weight", "pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight")
+    ),
+    lambda headers: headers,
+    "stabilityai/stable-diffusion-3.5-medium",
+)
+"""Transformer-only files of ``StableDiffusion3Pipeline``, under diffusers' names."""
+
 STABLE_DIFFUSION_3 = Family(
     load_stable_diffusion_3,
     plan_stable_diffusion_3,
@@ -141,5 +166,6 @@ STABLE_DIFFUSION_3 = Family(
         "transformer": _transformer_form,
         "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
     },
+    STABLE_DIFFUSION_3_REPACK,
 )
 """``StableDiffusion3Pipeline``."""

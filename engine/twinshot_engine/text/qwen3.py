@@ -113,7 +113,7 @@ def find_encoder(checkpoint: Checkpoint) -> StoredPart:
     """Read the headers of a stored Qwen3, whether or not it has a language-model head.
 
     Raises:
-        CheckpointError: as :func:`~twinshot_engine.weights.find_part`.
+        CheckpointError: as :meth:`~twinshot_engine.checkpoint.Checkpoint.part`.
     """
     layers = int(checkpoint.read_json("text_encoder", "config.json")["num_hidden_layers"])
     unused = (f"layers.{layers - 1}.", "norm.", "lm_head.")

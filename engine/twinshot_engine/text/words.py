@@ -6,6 +6,6 @@ from torch import nn
 
 
 def move_to_host(words: nn.Embedding) -> None:
-    """Move a table from the GPU to pinned host memory, for :func:`twinshot_kernels.embed_rows` to read there."""
+    """Move a table to pinned host memory, where :func:`twinshot_kernels.embed_rows` reads it."""
     if words.weight.is_cuda:
         words.weight = nn.Parameter(words.weight.cpu().pin_memory(), requires_grad=False)

@@ -129,10 +129,7 @@ class _Joint:
 
 
 class DualStreamTransformer(nn.Module):
-    """The serving form: no time embedder, no adaLN; :attr:`table` holds what they made of every pass."""
-
-    table: Tensor
-    """``[T, V, dim]`` fp32: one packed :class:`DualStreamModulation` for each pair of times."""
+    """The serving form: no time embedder, no adaLN; it is handed what they made of a pass's times."""
 
     def __init__(self, config: DualStreamConfig) -> None:
         super().__init__()
@@ -144,7 +141,6 @@ class DualStreamTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, last=i == last) for i in range(config.num_layers))
         self.proj_out = nn.Linear(config.dim, config.in_channels)
         self.positions = JointPositions(config)
-        self.register_buffer("table", torch.empty(0), persistent=False)
         self._lanes: dict[torch.device, Lanes] = {}
 
     def embed_text(self, embeddings: Tensor) -> Tensor:
@@ -159,7 +155,7 @@ class DualStreamTransformer(nn.Module):
             latents: ``[B, C, H, W]``, H and W multiples of the patch size.
             text: ``[B, L, dim]`` from :meth:`embed_text`.
             lengths: ``[B]`` int32, true text tokens; the rest is seen by no image.
-            modulation: a row of :attr:`table`.
+            modulation: a packed :class:`DualStreamModulation` ``[V, dim]`` fp32.
 
         Returns:
             ``[B, C, H, W]``.

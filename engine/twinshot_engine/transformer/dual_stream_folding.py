@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer.dual_stream import DualStreamTransformer
 from twinshot_engine.transformer.dual_stream_config import TIME_FREQUENCIES, DualStreamConfig
 from twinshot_engine.transformer.dual_stream_modulation import (
@@ -150,6 +151,8 @@ def _embed_times(stored: StoredPart, config: DualStreamConfig, times: Times, dev
     names = [f"{stem}.{layer}.{kind}" for stem in _embedders(config) for layer in _ORDER for kind in _KINDS]
     # On the CPU a tensor is a view of the file: unaligned, and at the mercy of whoever changes the file.
     weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.read(names, device)}
+    if not config.second_time_embedder:
+        times = [(single_time(*pair), 0.0) for pair in times]
     now, target = torch.tensor(times, dtype=torch.float32, device=device).unbind(1)
     embedding = _embedder(weights, _FIRST).embed(now)
     if config.second_time_embedder:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_modulation import modulators
 from twinshot_engine.transformer.joint_transformer import JointTransformer
@@ -106,6 +107,14 @@ def read_tables(
     transformer.modulation.set_times(*fold_times(read, config, times, device))
 
 
+def read_times(
+    stored: StoredPart, config: JointConfig, times: Sequence[tuple[float, float]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Read the time embedders alone, and embed the times of all passes; see :func:`fold_times`."""
+    names = [name for name in table_shapes(config) if name != _POSITIONS]
+    return fold_times(dict(stored.read(names, device)), config, times, device)
+
+
 def fold_times(
     weights: dict[str, Tensor],
     config: JointConfig,
@@ -113,6 +122,8 @@ def fold_times(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Embed the times of all passes; see :meth:`PromptModulation.set_times`."""
+    if not config.second_time_embedder:
+        times = [(single_time(*pair), 0.0) for pair in times]
     t, target = torch.tensor(times, dtype=torch.float64, device=device).unbind(1)
     rows, gaps = _embed(weights, _FIRST, t), (t - target).float().unsqueeze(1)
     if config.second_time_embedder:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer.linear_attention import LinearAttentionTransformer
 from twinshot_engine.transformer.linear_attention_config import LinearAttentionConfig
 from twinshot_engine.transformer.linear_attention_stored import TIME_SCALE, StoredTransformer
@@ -111,6 +112,8 @@ def fold_times(stored: StoredTransformer, times: Times, guidance: float | None) 
         :meth:`~linear_attention_stored.StoredTransformer.modulate`, and one filled with what latents are
         multiplied by.
     """
+    if guidance is None and not stored.config.second_time_embedder:
+        times = [(single_time(*pair), 0.0) for pair in times]
     device = stored.scale_shift_table.device
     pairs = torch.tensor(times, dtype=torch.float64, device=device)
     if guidance is None:
