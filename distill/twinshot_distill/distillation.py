@@ -27,7 +27,8 @@ from twinshot_distill.runfile import RunFile
 from twinshot_distill.sharding import compile_blocks, place, recompute_blocks
 from twinshot_distill.step import few_steps
 from twinshot_distill.trainees import Batches, Distillation, FullDistillation, LoraDistillation
-from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.checkpoint import Checkpoint
+from twinshot_engine.opening import find_checkpoint
 
 _POLL_SECONDS = 2.0
 _SAMPLES = "samples.safetensors"

@@ -34,7 +34,7 @@ def export_checkpoint(base: Checkpoint, transformer: nn.Module, folder: Path, pr
     partial = folder.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        _link_all_but_weights(base.folder, partial)
+        _link_all_but_weights(base, partial)
         save_torch_state_dict(
             state,
             partial / "transformer",
@@ -78,15 +78,18 @@ def plain_state(transformer: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _link_all_but_weights(base: Path, target: Path) -> None:
+def _link_all_but_weights(base: Checkpoint, target: Path) -> None:
     """Fill a folder with the base's files but its card; weights are linked where the file system can."""
-    for path in sorted(base.rglob("*")):
-        inside = path.relative_to(base)
+    if base.base is not None:
+        _link_all_but_weights(base.base, target)
+    for path in sorted(base.folder.rglob("*")):
+        inside = path.relative_to(base.folder)
         weights = inside.parts[0] == "transformer" and ".safetensors" in path.name
         if path.is_dir() or weights or inside.parts[0].startswith(".") or inside.name == "README.md":
             continue
         place = target / inside
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
         if path.suffix == ".safetensors":
             try:
                 os.link(path.resolve(), place)

@@ -21,9 +21,9 @@ from tiny_checkpoint import SIDE, write_tiny
 from twinshot_distill.distillation import distill
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.runfile import RunFile, read_run_file
-from twinshot_engine.checkpoint import find_checkpoint
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
 
 TRANSFORMER = "checkpoint/transformer/diffusion_pytorch_model.safetensors"
@@ -54,8 +54,9 @@ def run_file(folder: Path, base: Path, pictures: Path, changes: Mapping[str, Any
     return read_run_file(path, changes)
 
 
-def served(checkpoint: Path) -> np.ndarray[Any, Any]:
-    engine = Engine.load(EngineConfig(str(checkpoint), device="cpu", precision="fp32"))
+def served(checkpoint: Path, *adapters: str) -> np.ndarray[Any, Any]:
+    config = EngineConfig(str(checkpoint), device="cpu", precision="fp32", adapters=adapters)
+    engine = Engine.load(config)
     return engine.generate([GenerateRequest("a red car", 1, SIDE, SIDE, steps=2)]).images
 
 
@@ -112,7 +113,9 @@ def test_a_lora_run_leaves_an_adapter_and_a_merged_checkpoint(
     untouched = "layers.0.feed_forward.w1.weight"
     assert torch.equal(after[untouched], before[untouched])
     assert len(adapter) == 2 * 2 * (2 + 1 + 1)
-    served(tmp_path / "out" / "checkpoint")
+    adapted = served(base, str(tmp_path / "out" / "adapter" / "pytorch_lora_weights.safetensors"))
+    whole = served(tmp_path / "out" / "checkpoint")
+    assert np.abs(adapted.astype(int) - whole.astype(int)).max() <= 4  # merged in fp32, or stored in bf16
 
 
 def test_prompts_alone_train_without_data(tmp_path: Path, base: Path) -> None:

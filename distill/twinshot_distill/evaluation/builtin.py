@@ -34,8 +34,8 @@ from twinshot_distill.verifier.scoring import STRICT, Verifier
 from twinshot_distill.world.captions import plain_caption
 from twinshot_distill.world.composer import Composer, arrange
 from twinshot_distill.world.scenes import TASKS, Split
-from twinshot_engine.checkpoint import find_checkpoint
 from twinshot_engine.engine import Engine
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
 
 LOW_FIDELITY = 0.5

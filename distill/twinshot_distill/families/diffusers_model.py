@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from twinshot_distill.errors import TrainingError
 from twinshot_distill.families.base import Caption, Embedding, OpenModel
 from twinshot_engine.checkpoint import Checkpoint
 
@@ -81,9 +83,8 @@ def open_diffusers(
     model: type[DiffusersModel], transformer_class: Any, checkpoint: Checkpoint, *, single_time: bool
 ) -> DiffusersModel:
     """Read a checkpoint's transformer; a stored second embedder is taken over."""
-    transformer = transformer_class.from_pretrained(
-        checkpoint.folder / "transformer", torch_dtype=torch.float32
-    )
+    folder = checkpoint.folder / "transformer"
+    transformer = _read(transformer_class, folder, torch_dtype=torch.float32)
     opened = model(transformer, single_time=single_time)
     prefix = f"{model.embedder_name}_2."
     stored = checkpoint.part("transformer")
@@ -93,6 +94,13 @@ def open_diffusers(
         transformer.get_submodule(prefix.rstrip(".")).load_state_dict(weights)
     opened.requires_grad_(requires_grad=True)
     return opened
+
+
+def _read(kind: Any, folder: Path, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"'{folder}' cannot be read by diffusers: {error}") from error
 
 
 class PipelineEncoders:
@@ -163,7 +171,7 @@ def pipeline_encoders(
 ) -> PipelineEncoders:
     """Read all of a checkpoint but its transformer."""
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipeline = pipeline_class.from_pretrained(checkpoint.folder, transformer=None, torch_dtype=kind)
+    pipeline = _read(pipeline_class, checkpoint.folder, transformer=None, torch_dtype=kind)
     return PipelineEncoders(pipeline.to(device), embed, scale)
 
 
