@@ -50,7 +50,8 @@ class Journal:
     _steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.folder is not None and self._file.is_file():
+        # The others would read what the one that tells is writing.
+        if self.speaks and self.folder is not None and self._file.is_file():
             self._history = [json.loads(line) for line in self._file.read_text().splitlines()]
 
     @property
