@@ -89,7 +89,7 @@ def measure(checkpoint: str, setting: str, rank: int) -> Row:
     row = {
         "benchmark": "memory",
         "checkpoint": checkpoint,
-        "family": engine.info.family,
+        "family": checkpoint.removeprefix(PREFIX) if checkpoint.startswith(PREFIX) else engine.info.family,
         "setting": setting,
         "precision": engine.info.precision,
         "text_precision": engine.info.text_precision,

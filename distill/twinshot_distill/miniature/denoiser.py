@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from twinshot_distill.configuration import TEXT_ENCODER, TRANSFORMER
-from twinshot_distill.dataset import SHORT, Captions
-from twinshot_distill.losses import Velocity
-from twinshot_distill.tokenizer import templated
+from twinshot_distill.miniature.configuration import TEXT_ENCODER, TRANSFORMER
+from twinshot_distill.miniature.dataset import LONG, SHORT, Captions
+from twinshot_distill.miniature.tokenizer import templated
+from twinshot_distill.objective import Network
 from twinshot_engine.text.qwen3 import build_model
 from twinshot_engine.transformer.single_stream import SingleStreamConfig, SingleStreamTransformer
 
@@ -40,29 +40,35 @@ class Condition:
     embeddings: Tensor
     lengths: Tensor
 
-    def __getitem__(self, rows: slice) -> Condition:
+    def __getitem__(self, rows: slice, /) -> Condition:
         return Condition(self.embeddings[rows], self.lengths[rows])
 
-
-def bind(transformer: SingleStreamTransformer, condition: Condition) -> Velocity:
-    """The transformer as a function of x_t and times alone; times keep their sign (training only)."""
-
-    def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        with torch.autocast(x_t.device.type, torch.bfloat16):
-            out = transformer.velocity(x_t, t, r, condition.embeddings, condition.lengths, signed=True)
-        return out.float()
-
-    return velocity
+    def repeated(self, count: int) -> Condition:
+        """One row as `count` rows."""
+        return Condition(self.embeddings.repeat(count, 1, 1), self.lengths.repeat(count))
 
 
-def in_chunks(velocity_of: Any, condition: Condition, chunk: int) -> Velocity:
-    """A bound velocity run `chunk` rows at a time, so that one compiled shape serves every batch size."""
+def velocity(
+    transformer: SingleStreamTransformer, x_t: Tensor, t: Tensor, r: Tensor, condition: Condition
+) -> Tensor:
+    """The transformer's velocity in bf16, as fp32 [B, 8, 32, 32]; times keep their sign (training only)."""
+    with torch.autocast(x_t.device.type, torch.bfloat16):
+        out = transformer.velocity(x_t, t, r, condition.embeddings, condition.lengths, signed=True)
+    return out.float()
 
-    def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
+
+def in_chunks(transformer: SingleStreamTransformer, chunk: int) -> Network[Condition]:
+    """A velocity that runs `chunk` rows at a time where nothing is trained: one compiled shape serves all."""
+
+    def run(x_t: Tensor, t: Tensor, r: Tensor, condition: Condition) -> Tensor:
+        if torch.is_grad_enabled():
+            return velocity(transformer, x_t, t, r, condition)
         parts = [slice(start, start + chunk) for start in range(0, len(x_t), chunk)]
-        return torch.cat([velocity_of(condition[rows])(x_t[rows], t[rows], r[rows]) for rows in parts])
+        return torch.cat(
+            [velocity(transformer, x_t[rows], t[rows], r[rows], condition[rows]) for rows in parts]
+        )
 
-    return velocity
+    return run
 
 
 def compile_blocks(transformer: SingleStreamTransformer) -> None:
@@ -85,6 +91,6 @@ def empty_captions(
     return Captions(tokens, torch.full((count,), len(row), device=device))
 
 
-def bucket(share_of_long: float, generator: torch.Generator) -> int:
+def bucket(share_of_long: float) -> int:
     """Which text bucket a step trains: 64 tokens with the given probability, else 32."""
-    return SHORT * 2 if float(torch.rand((), generator=generator)) < share_of_long else SHORT
+    return LONG if float(torch.rand(())) < share_of_long else SHORT

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.tokenizer import templated
+from twinshot_distill.miniature.tokenizer import templated
 from twinshot_distill.world.captions import caption
 from twinshot_distill.world.composer import Composer, SceneBatch, arrange
 from twinshot_distill.world.scenes import sample_training_scene
@@ -92,8 +92,15 @@ def build_corpus(tokenizer: Path, count: int, *, seed: str, workers: int) -> Cor
 class LatentSource(Protocol):
     """What stages 2 and 3 draw their batches from."""
 
+    @property
+    def position(self) -> int:
+        """How many scenes were used so far."""
+
     def refresh(self) -> None:
         """Renew some of the latents."""
+
+    def refill(self, position: int) -> None:
+        """Hold what was held at an earlier position."""
 
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
         """Random latents [count, C, 32, 32] and their captions in the bucket `width`."""
@@ -131,7 +138,7 @@ class LatentPool:
     ) -> None:
         self._corpus, self._composer, self._encoder, self._portion = corpus, composer, encoder, portion
         self._encode = frozen_encode(encoder, compiled=compiled)
-        self._next = self._oldest = 0
+        self._position = 0
         device = composer.device
         channels, side = encoder.config.latent_channels, 256 // encoder.config.downscale
         self._latents = torch.empty(size, channels, side, side, dtype=torch.bfloat16, device=device)
@@ -142,16 +149,28 @@ class LatentPool:
             )
             for width in (SHORT, LONG)
         }
-        for _ in range(0, size, portion):
+        self.refill(-(-size // portion) * portion)
+
+    @property
+    def position(self) -> int:
+        """How many scenes were used so far."""
+        return self._position
+
+    def refill(self, position: int) -> None:
+        """Hold what was held when `position` scenes, a multiple of the portion, had been used."""
+        if position == self._position:
+            return
+        held = -(-len(self._latents) // self._portion) * self._portion
+        self._position = max(0, position - held)
+        while self._position < position:
             self.refresh()
 
     def refresh(self) -> None:
         """Replace the oldest entries."""
         count = self._portion
-        rows = np.arange(self._next, self._next + count) % len(self._corpus)
-        slots = torch.arange(self._oldest, self._oldest + count, device=self._composer.device) % len(
-            self._latents
-        )
+        used = np.arange(self._position, self._position + count)
+        rows = used % len(self._corpus)
+        slots = torch.from_numpy(used % len(self._latents)).to(self._composer.device)
         mean = self._encode(self._composer.render(self._corpus.scenes[rows]))
         self._latents[slots] = self._encoder.normalize(mean.float()).bfloat16()
         for width, tokens, lengths in (
@@ -161,7 +180,7 @@ class LatentPool:
             kept = self._captions[width]
             kept.tokens[slots] = torch.from_numpy(tokens[rows].astype(np.int32)).to(kept.tokens.device)
             kept.lengths[slots] = torch.from_numpy(lengths[rows]).to(kept.lengths.device)
-        self._next, self._oldest = self._next + count, self._oldest + count
+        self._position += count
 
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
         """Random latents float32 [count, C, 32, 32] and their captions in the bucket `width` (32 or 64)."""

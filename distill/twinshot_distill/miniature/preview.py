@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.dataset import SHORT, Captions
-from twinshot_distill.denoiser import Denoiser, bind, empty_captions
 from twinshot_distill.losses import data_estimate
-from twinshot_distill.tokenizer import templated
+from twinshot_distill.miniature.dataset import SHORT, Captions
+from twinshot_distill.miniature.denoiser import Denoiser, empty_captions, velocity
+from twinshot_distill.miniature.tokenizer import templated
 from twinshot_distill.world.captions import plain_caption
 from twinshot_distill.world.scenes import TASKS, sample_scene
-from twinshot_engine.vae.kl import AutoencoderKL
-from twinshot_kernels import quantize_pixels
 
 
 def preview_prompts(count: int) -> list[str]:
@@ -41,25 +37,12 @@ def sample_flow(
     device = next(model.parameters()).device
     condition = model.embed(_captions(tokenizer, prompts, device))
     empty = model.embed(empty_captions(tokenizer, len(prompts), SHORT, device))
-    with_text, without = bind(model.transformer, condition), bind(model.transformer, empty)
     x = torch.randn(len(prompts), 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     times = torch.linspace(1, 0, steps + 1, device=device)
     for now, then in pairwise(times):
         t = now.expand(len(prompts))
-        velocity = with_text(x, t, t if steps > 1 else torch.zeros_like(t))
+        v = velocity(model.transformer, x, t, t if steps > 1 else torch.zeros_like(t), condition)
         if steps > 1:
-            velocity = velocity + (guidance - 1) * (velocity - without(x, t, t))
-        x = data_estimate(x, velocity, (now - then).expand(len(prompts)))
+            v = v + (guidance - 1) * (v - velocity(model.transformer, x, t, t, empty))
+        x = data_estimate(x, v, (now - then).expand(len(prompts)))
     return x
-
-
-@torch.no_grad()
-def save_sheet(path: Path, autoencoder: AutoencoderKL, latents: Tensor, *, columns: int = 8) -> None:
-    """Decode latents and save them as one picture, row by row."""
-    tiles = torch.cat([quantize_pixels(autoencoder(part)) for part in torch.split(latents, 16)]).cpu().numpy()
-    side, rows = tiles.shape[1], -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side))
-    for index, tile in enumerate(tiles):
-        sheet.paste(Image.fromarray(tile), (index % columns * side, index // columns * side))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)

@@ -1,9 +1,10 @@
 """Make the miniature: autoencoder, flow matching, TwinFlow; one command, resumed where it stopped.
 
-    python -m twinshot_distill.train out/miniature            # one H100-class GPU, about 9 minutes
-    python -m twinshot_distill.train out/try --rehearsal      # any CPU, some minutes, no usable model
+    python -m twinshot_distill.miniature.train out/miniature        # one H100-class GPU, about 9 minutes
+    python -m twinshot_distill.miniature.train out/try --rehearsal  # any CPU, some minutes, no usable model
 
-Each stage leaves its weights in the output folder; a stage whose file exists is skipped.
+Each stage leaves its weights in the output folder; a stage whose file exists is skipped, and one that was
+interrupted goes on from its last state. `progress.html` there shows how it goes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,21 +22,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.autoencoder import channels_last, new_autoencoder, train_autoencoder
-from twinshot_distill.configuration import Run, changed, rehearsal
-from twinshot_distill.dataset import SHORT, Captions, Corpus, LatentPool, build_corpus, frozen_encode
-from twinshot_distill.denoiser import Denoiser
-from twinshot_distill.export import export
-from twinshot_distill.flow_matching import train_flow
-from twinshot_distill.preview import preview_prompts, sample_flow, save_sheet
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.journal import Sampler
+from twinshot_distill.miniature.autoencoder import channels_last, new_autoencoder, train_autoencoder
+from twinshot_distill.miniature.configuration import Run, changed, read_run, rehearsal
+from twinshot_distill.miniature.dataset import (
+    SHORT,
+    Captions,
+    Corpus,
+    LatentPool,
+    build_corpus,
+    frozen_encode,
+)
+from twinshot_distill.miniature.denoiser import Denoiser
+from twinshot_distill.miniature.export import export
+from twinshot_distill.miniature.flow_matching import train_flow
+from twinshot_distill.miniature.preview import preview_prompts, sample_flow
+from twinshot_distill.miniature.stages import forget_states
+from twinshot_distill.miniature.tokenizer import build_tokenizer
+from twinshot_distill.miniature.twinflow import train_twinflow
+from twinshot_distill.pictures import save_sheet
 from twinshot_distill.report import say
-from twinshot_distill.tokenizer import build_tokenizer
-from twinshot_distill.twinflow import train_twinflow
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
 
 _SECONDS_TO_FINISH = 35.0
 _SHORTEST_STAGE = 60.0
+_FLOW_STEPS = 24
 
 
 def _save(module: nn.Module, path: Path) -> None:
@@ -71,13 +85,13 @@ class Trainer:
     def data(self) -> tuple[Corpus, Composer]:
         """Scenes with captions, and what draws them."""
         if self._data is None:
-            world = self.run.world
-            corpus = build_corpus(self.out / "tokenizer", world.scenes, seed="train", workers=world.workers)
+            world, workers = self.run.world, self.run.world.workers or os.cpu_count() or 1
+            corpus = build_corpus(self.out / "tokenizer", world.scenes, seed="train", workers=workers)
             composer = Composer(
                 self.device,
                 scene_variations=world.scene_variations,
                 plain_variations=world.plain_variations,
-                workers=world.workers,
+                workers=workers,
             )
             self.say(f"{len(corpus)} scenes prepared")
             self._data = corpus, composer
@@ -101,8 +115,9 @@ class Trainer:
         path = self.out / "autoencoder.safetensors"
         if not path.exists():
             self.say("stage 1: autoencoder")
-            trained = train_autoencoder(*self.data(), self.run.autoencoder, compiled=self.run.compiled)
+            trained = train_autoencoder(*self.data(), self.run, self.out)
             _save(trained, path)
+            forget_states("autoencoder", self.out)
         model = new_autoencoder()
         model.load_state_dict(load_file(path))
         return frozen(model, self.device)
@@ -116,12 +131,14 @@ class Trainer:
             trained = train_flow(
                 pool,
                 self.tokenizer,
-                self.run.flow,
+                self.run,
+                self.out,
                 device=self.device,
-                compiled=self.run.compiled,
+                sampler_of=partial(self._sampler, autoencoder, _FLOW_STEPS),
             )
             _save(trained, path)
-            self._preview(trained, autoencoder, "flow", 24)
+            forget_states("flow", self.out)
+            self._sampler(autoencoder, _FLOW_STEPS, trained)(self.out / f"flow_{_FLOW_STEPS}.webp")
             export(self.out / "flow_checkpoint", autoencoder, trained)
         return self._denoiser(path)
 
@@ -129,21 +146,16 @@ class Trainer:
         """Stage 3, or its saved result."""
         path = self.out / "twinflow.safetensors"
         if not path.exists():
-            pool, settings = self.pool(autoencoder), self.run.twinflow
+            pool, run = self.pool(autoencoder), self.run
             if self.budget is not None:
                 left = self.budget - (time.monotonic() - self._started) - _SECONDS_TO_FINISH
-                settings = replace(settings, seconds=max(left, _SHORTEST_STAGE))
-            self.say(f"stage 3: TwinFlow, {settings.seconds:.0f} s")
-            trained = train_twinflow(
-                flow,
-                pool,
-                self.tokenizer,
-                settings,
-                device=self.device,
-                compiled=self.run.compiled,
-            )
+                run = replace(run, twinflow=replace(run.twinflow, seconds=max(left, _SHORTEST_STAGE)))
+            self.say(f"stage 3: TwinFlow, {run.twinflow.seconds:.0f} s")
+            sampler_of = partial(self._sampler, autoencoder, 1)
+            trained = train_twinflow(flow, pool, self.tokenizer, run, self.out, sampler_of=sampler_of)
             _save(trained, path)
-            self._preview(trained, autoencoder, "twinflow", 1)
+            forget_states("twinflow", self.out)
+            self._sampler(autoencoder, 1, trained)(self.out / "twinflow_1.webp")
         return self._denoiser(path)
 
     def _denoiser(self, path: Path) -> Denoiser:
@@ -151,10 +163,17 @@ class Trainer:
         model.load_state_dict(load_file(path))
         return model.to(self.device)
 
-    def _preview(self, model: Denoiser, autoencoder: AutoencoderKL, name: str, steps: int) -> None:
+    def _sampler(self, autoencoder: AutoencoderKL, steps: int, model: Denoiser) -> Sampler:
+        """Draws the preview prompts with a model as it is."""
         prompts = preview_prompts(self.run.previews)
-        latents = sample_flow(model, self.tokenizer, prompts, steps=steps, guidance=2.0)
-        save_sheet(self.out / f"{name}_{steps}.webp", autoencoder, latents)
+
+        def draw(path: Path) -> None:
+            latents = sample_flow(model, self.tokenizer, prompts, steps=steps, guidance=2.0)
+            with torch.no_grad():
+                pictures = [autoencoder(part) for part in torch.split(latents, 16)]
+            save_sheet(path, torch.cat(pictures))
+
+        return draw
 
 
 class _NoisePool:
@@ -163,8 +182,13 @@ class _NoisePool:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
+    position = 0
+
     def refresh(self) -> None:
         """Nothing to renew."""
+
+    def refill(self, position: int) -> None:
+        """Nothing to hold."""
 
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
         """Noise and padding."""
@@ -181,11 +205,16 @@ def fill_compilation_cache(out: Path, run: Run, device: torch.device) -> None:
     pictures = torch.randn(run.world.refresh, 3, 256, 256, device=device)
     frozen_encode(encoder, compiled=run.compiled)(pictures)
     trainer.say("encoder compiled")
-    brief = replace(run.flow, seconds=2, long_share=0.5)
-    flow = train_flow(pool, trainer.tokenizer, brief, device=device, compiled=run.compiled)
+    brief = replace(
+        run,
+        flow=replace(run.flow, seconds=2, long_share=0.5),
+        twinflow=replace(run.twinflow, seconds=2, long_share=0.5),
+        save_seconds=0,
+        sample_seconds=0,
+    )
+    flow = train_flow(pool, trainer.tokenizer, brief, out, device=device)
     trainer.say("stage 2 compiled")
-    briefer = replace(run.twinflow, seconds=2, long_share=0.5)
-    train_twinflow(flow, pool, trainer.tokenizer, briefer, device=device, compiled=run.compiled)
+    train_twinflow(flow, pool, trainer.tokenizer, brief, out)
     trainer.say("stage 3 compiled")
 
 
@@ -200,6 +229,9 @@ def main(
     budget: Annotated[
         float | None, typer.Option(help="End after about this many seconds; stage 3 takes what is left.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, such as configs/miniature.toml.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: flow.batch=512; repeat.")
     ] = None,
@@ -208,15 +240,26 @@ def main(
     else "cpu",
 ) -> None:
     """Train the miniature end to end and export it to OUT/checkpoint."""
-    run = rehearsal() if rehearsal_only else Run(world=replace(Run().world, workers=os.cpu_count() or 1))
     try:
+        run = rehearsal() if rehearsal_only else read_run(config) if config else Run()
         run = changed(run, settings or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--set") from None
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--config, --set") from None
+    try:
+        train_miniature(out, run, torch.device(device), budget, compile_only=compile_only)
+    except TrainingError as error:
+        say(f"Error: {error}")
+        raise typer.Exit(2) from None
+
+
+def train_miniature(
+    out: Path, run: Run, device: torch.device, budget: float | None = None, *, compile_only: bool = False
+) -> None:
+    """Train the miniature end to end and export it to `out/checkpoint`, or only compile what that takes."""
     if compile_only:
-        fill_compilation_cache(out, run, torch.device(device))
+        fill_compilation_cache(out, run, device)
         return
-    trainer = Trainer(out, run, torch.device(device), budget)
+    trainer = Trainer(out, run, device, budget)
     autoencoder = trainer.autoencoder()
     flow = trainer.flow(autoencoder)
     twinflow = trainer.twinflow(autoencoder, flow)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twinshot_distill.configuration import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
-from twinshot_distill.denoiser import Denoiser
-from twinshot_distill.tokenizer import build_tokenizer
+from twinshot_distill.miniature.configuration import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
+from twinshot_distill.miniature.denoiser import Denoiser
+from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.world.vocabulary import COLORS, OBJECTS, SCENES
 from twinshot_engine.vae.kl import AutoencoderKL
 
