@@ -150,6 +150,10 @@ class Engine:
             if self._model.placement.backend == "eager":
                 break  # nothing is kept for a size there
         self._cache.clear()
+        device = self._model.placement.device
+        if device.type == "cuda":
+            # The allocator keeps what is given back, so captions that are kept take nothing from the device.
+            torch.empty(self._config.text_cache_bytes, dtype=torch.uint8, device=device)
 
     def _renoises(self, steps: int) -> bool:
         return any(constants.renoises for constants in self._model.passes[steps])
