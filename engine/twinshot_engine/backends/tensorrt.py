@@ -93,8 +93,8 @@ class TensorRTBackend:
         return largest_first(count, self._batch_sizes)
 
     def text_batches(self, count: int) -> list[int]:
-        """One by one: a text encoder is built for one prompt."""
-        return [1] * count
+        """As images."""
+        return self.batches(count)
 
     def _run(self, stage: str, *arguments: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(tuple(tensor.shape) for tensor in arguments)
@@ -113,8 +113,8 @@ class TensorRTBackend:
                 captions = ((batch, *like.shape[1:]) for like in self._model.caption_like(tokens))
                 bind = partial(self._bind, TRANSFORMER, size, (latents, latents, *fixed, *captions))
                 work.append((f"transformer {name}, {tokens} tokens", bind))
-        for tokens in advertised.tokens:
-            bind = partial(self._bind, TEXT, None, ((1, tokens), (1,)))
+        for tokens, batch in product(advertised.tokens, advertised.batch_sizes):
+            bind = partial(self._bind, TEXT, None, ((batch, tokens), (batch,)))
             work.append((f"text encoder, {tokens} tokens", bind))
         return work
 

@@ -101,7 +101,7 @@ class SanaModel(Model):
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed; the first token's state, which all prompts share, comes before the prompt's."""
-        first = self.text.first_state.expand(len(ids), -1, -1)
+        first = self.text.first_state.expand(ids.shape[0], -1, -1)
         states = torch.cat((first, self.text(ids)[:, self.dropped :]), dim=1)
         return self.transformer.read_caption(states), (length - (self.dropped - 1)).to(torch.int32)
 

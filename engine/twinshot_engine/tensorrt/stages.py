@@ -1,7 +1,7 @@
 """A model's three stages as modules that can be exported, with the shapes they shall take.
 
-The batch and the padded prompt length stay open, except that prompts are encoded one by one. The size is
-fixed: a family's positions and padding depend on it, and a decoder's best convolutions too.
+The batch and the padded prompt length stay open. The size is fixed: a family's positions and padding depend
+on it, and a decoder's best convolutions too.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ class Stage:
 def export_stages(model: Model, sizes: Sequence[Size]) -> Iterator[Stage]:
     """Take a model apart: its text encoder, then a transformer and a decoder for each size."""
     buckets = Buckets.of(model.tokenizer.buckets)
-    # Prompts are encoded one by one.
-    ids = Port("ids", torch.int64, ((1, 0), (0, 1)))
-    length = Port("length", torch.int64, ((1, 0),))
+    ids = Port("ids", torch.int64, (None, (0, 1)))
+    length = Port("length", torch.int64, (None,))
     captions = tuple(_caption_ports(model, buckets))
     yield Stage(TEXT, TEXT, None, _Text(model), (ids, length), captions, buckets)
     constants = next(iter(model.passes.values()))[0]
@@ -134,7 +133,7 @@ def sample_inputs(stage: Stage, model: Model, batch: int, tokens: int, seed: int
     ids = torch.randint(1, _IDS, (batch, tokens), generator=generator)
     lengths = torch.arange(tokens, tokens - batch, -1).clamp(min=1)
     if stage.kind == TEXT:
-        return ids[:1], lengths[:1]
+        return ids, lengths
     if stage.kind == TRANSFORMER:
         rows = zip(*(model.encode(ids[i : i + 1], lengths[i : i + 1]) for i in range(batch)), strict=True)
         captions = (torch.cat(row) for row in rows)

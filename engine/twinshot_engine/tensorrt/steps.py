@@ -19,7 +19,7 @@ from twinshot_engine.tensorrt.disk import hash_file, remove, replaced
 from twinshot_engine.tensorrt.export import GRAPH, OPSET, export_stage
 from twinshot_engine.tensorrt.journal import Journal, key_of
 from twinshot_engine.tensorrt.library import Library
-from twinshot_engine.tensorrt.manifest import TEXT, TRANSFORMER, EngineFacts, Manifest
+from twinshot_engine.tensorrt.manifest import TRANSFORMER, EngineFacts, Manifest
 from twinshot_engine.tensorrt.quantize import find_peaks, quantize_graph, quantized
 from twinshot_engine.tensorrt.rules import rewrite
 from twinshot_engine.tensorrt.source import Source
@@ -196,11 +196,9 @@ class Steps:
     def _profiles(self, stage: Stage) -> list[Profile]:
         buckets = stage.buckets
         lengths = [buckets.length(index) for index in (0, min(1, buckets.amount - 1), buckets.amount - 1)]
-        # Prompts are encoded one by one.
-        batches = (1,) if stage.kind == TEXT else self._versions.batch_sizes
         return [
             Profile(*({port.name: port.shape(batch, tokens) for port in stage.inputs} for tokens in lengths))
-            for batch in batches
+            for batch in self._versions.batch_sizes
         ]
 
     def _found(self, step: str, stage: Stage) -> Any:

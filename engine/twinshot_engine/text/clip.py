@@ -101,7 +101,7 @@ class ClipEncoder(nn.Module):
             hidden = x
             x, h = layer(x, h, ones, norm, rows_ahead=rows_ahead)
         end = self._end_of_prompt(tokens)
-        pooled: Tensor = self.text_projection(h[torch.arange(len(tokens), device=tokens.device), end])
+        pooled: Tensor = self.text_projection(h[torch.arange(tokens.shape[0], device=tokens.device), end])
         return hidden, pooled
 
     def _end_of_prompt(self, tokens: Tensor) -> Tensor:

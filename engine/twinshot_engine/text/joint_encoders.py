@@ -51,7 +51,7 @@ class JointEncoders(nn.Module):
         else:
             (hidden, pooled), long = self._read_clips(for_clips), self._read_t5(for_t5)
         if long is None:
-            long = hidden.new_zeros(len(tokens), T5_TOKENS, self.width)
+            long = hidden.new_zeros(tokens.shape[0], T5_TOKENS, self.width)
         wide = functional.pad(hidden, (0, self.width - hidden.shape[-1]))
         return torch.cat((wide, long), dim=1), pooled
 
