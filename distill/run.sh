@@ -11,9 +11,9 @@ mkdir -p "$out"
 
 # Compile stages 2 and 3 into the on-disk cache while stage 1 trains.
 if [ ! -e "$out/flow.safetensors" ] && [ "${DEVICE:-cuda}" = cuda ]; then
-  "$python" -m twinshot_distill.train "$out/compile" --compile-only >"$out/compile.log" 2>&1 &
+  "$python" -m twinshot_distill.miniature.train "$out/compile" --compile-only >"$out/compile.log" 2>&1 &
 fi
-"$python" -m twinshot_distill.train "$out" --device "${DEVICE:-cuda}" 2>&1 | tee -a "$out/train.log"
+"$python" -m twinshot_distill.miniature.train "$out" --device "${DEVICE:-cuda}" 2>&1 | tee -a "$out/train.log"
 "$python" -m twinshot_distill.evaluate "$out/checkpoint" --steps 1 --steps 2 --steps 4 --steps 30 \
   --combinations unseen --combinations seen --batch "${BATCH:-50}" --out "$out/scores.json" 2>&1 | tee -a "$out/scores.log"
 "$python" -m twinshot_distill.contact_sheet "$out/checkpoint" --out "$out"

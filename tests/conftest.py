@@ -65,6 +65,8 @@ class FakeEngine:
             raise InvalidRequestError(f"The size {size} is not supported; supported: {self.info.size_rule}.")
         if request.steps not in self.info.steps:
             raise InvalidRequestError(f"{request.steps} steps are not supported; supported: 1 to 2.")
+        if request.guidance != 1:
+            raise InvalidRequestError(f"The guidance {request.guidance:g} is not supported at 1 steps.")
 
     def generate(self, requests: Sequence[GenerateRequest]) -> GeneratedBatch:
         self.batches.append(list(requests))

@@ -46,12 +46,12 @@ def as_table(findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
-def as_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+def as_rows(findings: Iterable[Finding], benchmark: str = "soak") -> list[dict[str, object]]:
     """A flat row for each finding, with what measured it, where and when."""
     from twinshot_engine.benchmark.rows import commit, versions
 
     facts = {
-        "benchmark": "soak",
+        "benchmark": benchmark,
         "system": "twinshot",
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "load_5_min": round(os.getloadavg()[1], 1),

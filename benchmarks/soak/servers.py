@@ -81,27 +81,38 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(30)
 
+    def end(self) -> None:
+        """Make sure that it has ended."""
+        self.process.kill()
+        self.process.wait(10)
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+def start(log: Path, *options: str, **environment: str) -> Server:
+    """Start a server, and wait until it is ready. Raises RuntimeError if it ends before."""
+    command = [PROGRAM, "serve", "--port", "0", "--drain-seconds", "0", *options]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TWINSHOT_")}
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=clean | environment, cwd=log.parent
+        )
+    line = process.stdout.readline() if process.stdout else ""
+    server = Server(process, line.split()[-1] if line else "", log)
+    if not line.startswith("twinshot is ready: open http://127.0.0.1:"):
+        server.end()
+        raise RuntimeError(f"the server did not start: {log.read_text()}")
+    return server
+
 
 @contextmanager
 def running(folder: Path, *options: str, **environment: str) -> Iterator[Server]:
     """A ready server, which does not outlive the test even if that fails."""
-    log = folder / "server.log"
-    command = [PROGRAM, "serve", "--port", "0", "--drain-seconds", "0", *options]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TWINSHOT_")}
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=clean | environment, cwd=folder
-        )
+    server = start(folder / "server.log", *options, **environment)
     try:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line.startswith("twinshot is ready: open http://127.0.0.1:"):
-            raise RuntimeError(f"the server did not start: {log.read_text()}")
-        yield Server(process, line.split()[-1], log)
+        yield server
     finally:
-        process.kill()
-        process.wait(10)
-        if process.stdout:
-            process.stdout.close()
+        server.end()
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:

@@ -3,13 +3,14 @@
 Conventions: x_t = t z + (1 - t) x with noise z at t = 1 and data x at t = 0; the network F(x_t, t, r)
 predicts the velocity v = z - x on the way from t to the target time r. Negative times mark the fake
 trajectory, the one that ends at the student's own samples; mixing uses |t|, only the network sees the
-sign. All tensors are [B, C, H, W], all times [B].
+sign. Data is [B, ...] of any shape, all times are [B].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,23 +18,38 @@ from torch import Tensor
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """F(x_t, t, r) with the condition bound."""
 
+Distance = Literal["barron", "l2"]
+"""How a row's error counts: as about its root mean square, or as its mean square."""
+
 RCGM_STEP = 0.01
+NEAREST_SHARE = 0.05
+BARRON_SCALE = 1e-3
 
 
-def over(t: Tensor) -> Tensor:
-    """Times [B] shaped to multiply pictures [B, C, H, W]."""
-    return t.view(-1, 1, 1, 1)
+def over(t: Tensor, x: Tensor) -> Tensor:
+    """Times [B] shaped to multiply data x [B, ...]."""
+    return t.view(-1, *[1] * (x.ndim - 1))
 
 
 def mix(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """The point x_t = |t| z + (1 - |t|) x of the path from data to noise."""
-    share = over(t.abs())
+    share = over(t.abs(), x)
     return share * z + (1 - share) * x
 
 
 def data_estimate(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """Where the path ends if the velocity is right: x = x_t - |t| F."""
-    return x_t - over(t.abs()) * velocity
+    return x_t - over(t.abs(), x_t) * velocity
+
+
+def near_target(t: Tensor, uniform: Tensor, consistency: float = 1.0) -> Tensor:
+    """A target time just below t: t - u t min(0.05, consistency) for u [B] in 0..1."""
+    return t - uniform * t * min(NEAREST_SHARE, consistency)
+
+
+def far_target(t: Tensor, uniform: Tensor, consistency: float = 1.0) -> Tensor:
+    """A target time anywhere below t: t - u t consistency for u [B] in 0..1."""
+    return t - uniform * t * consistency
 
 
 def flow_matching(prediction: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -44,6 +60,11 @@ def flow_matching(prediction: Tensor, x: Tensor, z: Tensor) -> Tensor:
 def guided(conditional: Tensor, unconditional: Tensor, target: Tensor, strength: float) -> Tensor:
     """A target moved along the teacher's guidance direction: target + strength (v_c - v_u)."""
     return target + strength * (conditional - unconditional)
+
+
+def enhanced_rows(t: Tensor, span: tuple[float, float]) -> Tensor:
+    """Which rows [B] have their target guided: those strictly inside the span, so never t = 1 in (0, 1)."""
+    return (t > span[0]) & (t < span[1])
 
 
 @torch.no_grad()
@@ -57,17 +78,13 @@ def rcgm_target(
     """
     step = torch.minimum(torch.full_like(t, RCGM_STEP), t - r)
     here = t - step
-    point, moved = x_t - over(step) * target, over(step) * target
+    point, moved = x_t - over(step, x_t) * target, over(step, x_t) * target
     sub_step = (here - r) / order
     for _ in range(order):
-        velocity = teacher(point, here, here - sub_step)
-        point, moved, here = (
-            point - over(sub_step) * velocity,
-            moved + over(sub_step) * velocity,
-            here - sub_step,
-        )
-    gap = over((t - r).clamp_min(1e-6))
-    return torch.where(over(t - r) < RCGM_STEP, target, moved / gap)
+        moves = over(sub_step, x_t) * teacher(point, here, here - sub_step)
+        point, moved, here = point - moves, moved + moves, here - sub_step
+    gap = over((t - r).clamp_min(1e-6), x_t)
+    return torch.where(over(t - r, x_t) < RCGM_STEP, target, moved / gap)
 
 
 def clamped_target(prediction: Tensor, goal: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -77,7 +94,7 @@ def clamped_target(prediction: Tensor, goal: Tensor, t: Tensor, r: Tensor) -> Te
     """
     gap = t - r
     gain = torch.where(gap >= RCGM_STEP, gap / RCGM_STEP, torch.ones_like(gap))
-    return (prediction - (over(gain) * (prediction - goal)).clamp(-1, 1)).detach()
+    return (prediction - (over(gain, prediction) * (prediction - goal)).clamp(-1, 1)).detach()
 
 
 def gap_weight(t: Tensor, r: Tensor) -> Tensor:
@@ -85,9 +102,17 @@ def gap_weight(t: Tensor, r: Tensor) -> Tensor:
     return torch.tan((1 - (t.abs() - r.abs())) * math.pi / 2.5) + 1
 
 
-def weighted_l2(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over rows of weight times the row's mean squared error: a scalar."""
-    return (weight * (prediction - target).square().flatten(1).mean(1)).mean()
+def row_errors(prediction: Tensor, target: Tensor, distance: Distance = "l2") -> Tensor:
+    """How far each row [B] is from its target.
+
+    "l2" is the mean square e; "barron" (Barron, arXiv 1701.03077, shape 1, scale c = 1e-3) is
+    e / (c sqrt(e / c² + 1)) with the root held constant: its value is about the root mean square.
+    """
+    squared = (prediction - target).square().flatten(1).mean(1)
+    if distance == "l2":
+        return squared
+    scale = BARRON_SCALE
+    return squared * (squared.detach() / (scale**2 + 1e-8) + 1).rsqrt() / scale
 
 
 @torch.no_grad()

@@ -1,127 +1,144 @@
-"""What the three stages share: optimisers, the clock that drives their learning rate, and averages."""
+"""The optimisers and their learning rate: one schedule over the whole run, one clipped step at a time."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from twinshot_distill.report import say
+from twinshot_distill.averages import local
+from twinshot_distill.strictness import STRICT
 
-_FIRST_STEPS = 3
+_MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_proj", "down_proj")
+"""Names of the matrices in blocks that Muon takes."""
 
-Averaged = TypeVar("Averaged", bound=nn.Module)
 
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """How weights move.
 
-class Clock:
-    """Counts steps against a budget of seconds; reports progress now and then."""
+    Attributes:
+        name: "adamw", "radam", or "muon": Muon (Jordan et al., 2024) for the matrices inside blocks, with its
+            step scaled to AdamW's size, and AdamW for the rest.
+        learning_rate: after warming up.
+        betas: of Adam's averages.
+        weight_decay: of AdamW and RAdam.
+        warm_up: steps in which the rate rises to its value.
+        final_share: of the rate that is left at the end of a cosine; 1 keeps it constant.
+        clip: greatest norm of the gradient.
+    """
 
-    def __init__(self, name: str, seconds: float, *, report_every: float = 15.0) -> None:
-        self.name, self.seconds, self.step = name, seconds, 0
-        self._every = report_every
-        self._start = self._reported = time.monotonic()
-        self._reported_step = 0
+    __pydantic_config__ = STRICT
 
-    @property
-    def progress(self) -> float:
-        """Share of the budget that has passed, 0..1; compilation in the first steps does not count."""
-        if self.step < _FIRST_STEPS:
-            return 0.0
-        return min(1.0, (time.monotonic() - self._start) / self.seconds)
-
-    def steps(self) -> Iterator[int]:
-        """Step numbers until the budget is spent."""
-        while self.progress < 1:
-            yield self.step
-            self.step += 1
-            if self.step == _FIRST_STEPS:
-                self._start = self._reported = time.monotonic()
-
-    def report(self, batch: int, **figures: Tensor) -> None:
-        """Print throughput, remaining time and figures if it is time to."""
-        now = time.monotonic()
-        if now - self._reported < self._every:
-            return
-        rate = (self.step - self._reported_step) / (now - self._reported)
-        self._reported, self._reported_step = now, self.step
-        values = "  ".join(f"{name} {float(value):.4f}" for name, value in figures.items())
-        left = max(0.0, self.seconds - (now - self._start))
-        say(f"{self.name} step {self.step}  {values}  {rate * batch:.0f} images/s  {left:.0f} s left")
+    name: Literal["adamw", "radam", "muon"] = "adamw"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warm_up: int = 0
+    final_share: float = 1.0
+    clip: float = 1.0
 
 
 class Optimizer:
-    """Muon for the matrices inside blocks, AdamW for the rest, one cosine schedule for both.
+    """Moves named parameters; see :class:`OptimizerSettings`."""
 
-    Muon (Jordan et al., 2024) orthogonalises a matrix's momentum; with its step scaled to AdamW's size
-    both share a learning rate. `matrices` may be empty.
-    """
+    def __init__(self, named: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> None:
+        self._named, self._settings = dict(named), settings
+        self._parts = list(_parts(self._named, settings))
 
-    def __init__(
-        self,
-        matrices: Iterable[nn.Parameter],
-        others: Iterable[nn.Parameter],
-        *,
-        learning_rate: float,
-        betas: tuple[float, float] = (0.9, 0.98),
-        final_share: float = 0.05,
-        warm_up: int = 300,
-    ) -> None:
-        self._rate, self._floor, self._warm_up = learning_rate, final_share, warm_up
-        self._parameters = [*(matrices := list(matrices)), *(others := list(others))]
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=learning_rate, betas=betas, weight_decay=0.0, fused=True)
-        ]
-        if matrices:
-            muon = torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            )
-            self._parts.append(muon)
+    def step(self, step: int, progress: float) -> Tensor:
+        """Clip the gradients and move the weights, unless a gradient is not finite.
 
-    def step(self, loss: Tensor, step: int, progress: float) -> Tensor:
-        """Back-propagate, clip the gradient to norm 1, move the weights; returns the norm before clipping."""
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        cosine = self._floor + (1 - self._floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        Args:
+            step: from 0, for warming up.
+            progress: share of the run that has passed, 0 to 1, for the cosine.
+
+        Returns:
+            The gradient's norm before clipping; where it is not finite, no weight has moved.
+        """
+        parameters = list(self._named.values())
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self._settings.clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if bool(torch.isfinite(norm)):
+            rate = self.rate(step, progress)
+            for part in self._parts:
+                for group in part.param_groups:
+                    group["lr"] = rate
+                part.step()
         for part in self._parts:
-            for group in part.param_groups:
-                group["lr"] = self._rate * cosine * min(1.0, (step + 1) / self._warm_up)
-            part.step()
             part.zero_grad(set_to_none=True)
-        return norm
+        result: Tensor = norm
+        return result
+
+    def rate(self, step: int, progress: float) -> float:
+        """The learning rate of a step."""
+        settings = self._settings
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        share = settings.final_share + (1 - settings.final_share) * cosine
+        return settings.learning_rate * share * min(1.0, (step + 1) / max(settings.warm_up, 1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the optimisers remember, by parameter and quantity; only this process's part of it."""
+        names = {id(parameter): name for name, parameter in self._named.items()}
+        return {
+            f"{names[id(parameter)]}:{key}": local(value)
+            for part in self._parts
+            for parameter, memory in part.state.items()
+            for key, value in memory.items()
+            if isinstance(value, Tensor)
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`tensors` gave."""
+        owners = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
+        for name, value in tensors.items():
+            parameter_name, key = name.rsplit(":", 1)
+            parameter = self._named[parameter_name]
+            owner = owners[id(parameter)]
+            if value.ndim == 0:
+                # Where a fused optimiser counts its steps, and where others do.
+                place = parameter.device if owner.defaults.get("fused") else torch.device("cpu")
+                owner.state[parameter][key] = value.to(place, copy=True)
+            else:
+                owner.state[parameter][key] = _as_sharded(value, parameter)
 
 
-_MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_proj", "down_proj")
+def _as_sharded(value: Tensor, parameter: Any) -> Tensor:
+    """A part of a quantity, sharded as the parameter it belongs to."""
+    moved = value.to(local(parameter).device, copy=True)
+    if not hasattr(parameter, "device_mesh"):
+        return moved
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        moved,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+        run_check=False,
+    )
 
 
-def block_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into matrices of attention and feed-forward layers, and all others."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        inside = parameter.ndim == 2 and any(key in name for key in _MATRICES)
-        (matrices if inside else others).append(parameter)
-    return matrices, others
-
-
-class Average(Generic[Averaged]):
-    """An exponential moving average of a module's weights: `module` holds it, ready for use."""
-
-    def __init__(self, source: Averaged, decay: float) -> None:
-        self.module = deepcopy(source).requires_grad_(requires_grad=False).eval()
-        self.decay = decay
-        self._pairs = list(zip(self.module.parameters(), source.parameters(), strict=True))
-        self._updates = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the source's current weights; early on the average follows them more closely."""
-        self._updates += 1
-        decay = min(self.decay, self._updates / (self._updates + 9))
-        torch._foreach_lerp_(
-            [average for average, _ in self._pairs], [now for _, now in self._pairs], 1 - decay
+def _parts(named: dict[str, nn.Parameter], settings: OptimizerSettings) -> Iterator[torch.optim.Optimizer]:
+    rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
+    if settings.name == "radam":
+        yield torch.optim.RAdam(
+            named.values(), lr=rate, betas=betas, weight_decay=decay, decoupled_weight_decay=True
         )
+        return
+    matrices, others = _split(named) if settings.name == "muon" else ([], list(named.values()))
+    yield torch.optim.AdamW(others, lr=rate, betas=betas, weight_decay=decay, fused=True)
+    if matrices:
+        yield torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+
+def _split(named: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of attention and feed-forward layers, and all other parameters."""
+    inside = {name for name, p in named.items() if p.ndim == 2 and any(key in name for key in _MATRICES)}
+    matrices = [parameter for name, parameter in named.items() if name in inside]
+    return matrices, [parameter for name, parameter in named.items() if name not in inside]

@@ -1,4 +1,4 @@
-"""Where training says how it goes: one line at a time on stdout, flushed, so that a log file is live."""
+"""Where training says how it goes: one line at a time on stderr, flushed, so that a log file is live."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import sys
 
 def say(words: str) -> None:
     """Print a line at once."""
-    sys.stdout.write(f"{words}\n")
-    sys.stdout.flush()
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()

@@ -80,8 +80,9 @@ def read_card(checkpoint: Checkpoint, *, multiple: int, longest_side: int) -> Ca
     if not checkpoint.has(_FILE):
         return Card(checkpoint.name, possible)
     content = checkpoint.read_json(_FILE)
+    own = checkpoint.home(_FILE) == checkpoint.folder  # a base tells of sizes, not of another's name
     return Card(
-        name=str(content.get("name", checkpoint.name)),
+        name=str(content.get("name", checkpoint.name)) if own else checkpoint.name,
         sizes=_read_sizes(content["sizes"], possible, path) if "sizes" in content else possible,
         description=str(content.get("description", "")),
         vocabulary=_read_vocabulary(content.get("vocabulary", {}), path),

@@ -1,39 +1,50 @@
-"""Find a checkpoint in diffusers' folder layout and read its JSON files.
+"""A checkpoint in diffusers' folder layout: its parts and its JSON files.
 
 A checkpoint is data from elsewhere: whatever is wrong with it becomes one :class:`CheckpointError` that
 names the file. Nothing in it is ever unpickled or executed.
 """
 
-import re
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
-from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.files import quoted, read_json, tell
-from twinshot_engine.weights import StoredPart, find_part
+from twinshot_engine.stored_parts import all_headers, part_files
+from twinshot_engine.weights import StoredPart
+
+TRANSFORMER = "transformer"
+"""The folder of the part that files hold alone, and that adapters change."""
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "miniature"
 
-_HUB_ID = re.compile(
-    r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<subfolder>[\w.-]+(?:/[\w.-]+)*))?(?:@(?P<revision>[\w./-]+))?"
-)
-_SUFFIXES = ("json", "safetensors", "txt", "jinja")
 _Built = TypeVar("_Built")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A local folder, the reference it was found by, and its Hub commit if it has one."""
+    """A local folder, and what it was found by.
+
+    Attributes:
+        folder: holds a folder for each part.
+        reference: by which it was found.
+        revision: its Hub commit, if it has one.
+        base: the checkpoint that parts come from whose folders are missing here, if any.
+        merge: what is done to the transformer before anything reads it, such as merging adapters.
+        redirect: may exchange a part for one whose weights go elsewhere than into memory.
+    """
 
     folder: Path
     reference: str
     revision: str | None = None
+    base: Checkpoint | None = None
+    merge: Callable[[StoredPart], StoredPart] = lambda stored: stored
+    redirect: Callable[[StoredPart], StoredPart] = lambda part: part
 
     @property
     def name(self) -> str:
@@ -51,11 +62,17 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is missing or not a JSON object.
         """
-        return read_json(self.folder.joinpath(*path))
+        return read_json(self.home(path[0]).joinpath(*path))
 
     def has(self, *path: str) -> bool:
         """Whether there is such a file."""
-        return self.folder.joinpath(*path).is_file()
+        return self.home(path[0]).joinpath(*path).is_file()
+
+    def home(self, name: str) -> Path:
+        """The folder that a part's folder, or a file, lies in: this one, or the base's if it lies there."""
+        if self.base is None or (self.folder / name).exists():
+            return self.folder
+        return self.base.home(name)
 
     def part(
         self,
@@ -64,8 +81,25 @@ class Checkpoint:
         rename: Callable[[str], str] = lambda name: name,
         ignored: Callable[[str], bool] = lambda _name: False,
     ) -> StoredPart:
-        """Read the headers of a part's weights; see :func:`~twinshot_engine.weights.find_part`."""
-        return find_part(self.folder / name, rename=rename, ignored=ignored)
+        """Read the headers of a part's weights.
+
+        Args:
+            name: its folder.
+            rename: from a tensor's name in the file to the name it is known by here.
+            ignored: names of tensors that are known and not needed.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or not what its index says.
+        """
+        stored = self.find_part(name)
+        headers = {rename(key): header for key, header in stored.headers.items()}
+        named = replace(stored, headers=headers, ignored=ignored)
+        return self.redirect(self.merge(named) if name == TRANSFORMER else named)
+
+    def find_part(self, name: str) -> StoredPart:
+        """Read the headers of a part's weights, under their own names; see :meth:`part`."""
+        folder = self.home(name) / name
+        return StoredPart(folder, all_headers(part_files(folder)))
 
     def tokenizer(self, name: str = "tokenizer", *, chat: bool = True) -> Any:
         """Load a tokenizer.
@@ -77,9 +111,9 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, damaged or has no template.
         """
-        folder = self.folder / name
+        folder = self.home(name) / name
         if not folder.is_dir():
-            raise CheckpointError(f"{quoted(folder)} is missing.")
+            raise CheckpointError(f"{quoted(folder)} is missing: name a base checkpoint that has one.")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
@@ -99,46 +133,5 @@ class Checkpoint:
             return build(config)
         except Exception as error:  # a config holds foreign values, and each may break something else
             raise CheckpointError(
-                f"{quoted(self.folder / part / 'config.json')} cannot be used: {tell(error)}."
+                f"{quoted(self.home(part) / part / 'config.json')} cannot be used: {tell(error)}."
             ) from error
-
-
-def find_checkpoint(reference: str) -> Checkpoint:
-    """Find what ``EngineConfig.checkpoint`` names, downloading it from the Hub if need be.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it cannot be downloaded.
-    """
-    if reference == BUILTIN:
-        return _find_builtin()
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return Checkpoint(folder.resolve(), reference)
-    match = _HUB_ID.fullmatch(reference)
-    if match is None or ".." in reference.split("/") or reference.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"There is no folder {reference!r}, and it is not a Hub id: 'org/name[/subfolder][@revision]'."
-        )
-    return _download(reference, match["repository"], match["subfolder"], match["revision"])
-
-
-def _find_builtin() -> Checkpoint:
-    if not (BUILTIN_FOLDER / "model_index.json").is_file():
-        raise CheckpointError(
-            f"The built-in checkpoint is not part of this installation: {BUILTIN_FOLDER} is missing."
-        )
-    return Checkpoint(BUILTIN_FOLDER, BUILTIN)
-
-
-def _download(reference: str, repository: str, subfolder: str | None, revision: str | None) -> Checkpoint:
-    inside = f"{subfolder}/" if subfolder else ""
-    wanted = [f"{inside}{depth}*.{suffix}" for depth in ("", "*/") for suffix in _SUFFIXES]
-    try:
-        snapshot = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the Hub client raises its own errors, its HTTP library's and OSError
-        raise CheckpointError(f"{reference!r} cannot be fetched from the Hub: {tell(error)}.") from error
-    folder = snapshot / subfolder if subfolder else snapshot
-    if not folder.is_dir():
-        raise CheckpointError(f"{repository!r} has no folder {subfolder!r}.")
-    # The Hub client keeps a snapshot in a folder named after its commit.
-    return Checkpoint(folder, reference, snapshot.name)

@@ -11,3 +11,7 @@ class NotEnoughMemoryError(CheckpointError):
 
 class InvalidRequestError(ValueError):
     """A request asks for something this checkpoint cannot do; the caller can correct it."""
+
+
+class EngineFilesError(CheckpointError):
+    """Engines of TensorRT cannot be built, are damaged, or are not for this checkpoint, GPU or library."""

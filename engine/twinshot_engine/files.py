@@ -1,7 +1,7 @@
 """Read a checkpoint's JSON files, and put what goes wrong in one line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def tell(error: BaseException) -> str:
     """Put an error on one line, short enough to stand inside a sentence."""
-    line = " ".join(str(error).split()).rstrip(".")
-    return line[:300] or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Put a text on one line, short enough to stand inside a sentence."""
+    return " ".join(text.split()).rstrip(".")[:300]
 
 
 def quoted(path: Path) -> str:
     """A path as it stands in a sentence."""
     return f"'{path}'"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names as they stand in a sentence: the first three, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -89,3 +89,13 @@ def kl_decoder_bytes(pixels: int, widths: Sequence[int]) -> int:
         widths: channels of each level, that of the image's resolution first.
     """
     return pixels * (3 * widths[min(1, len(widths) - 1)] + 2 * widths[0]) * _ELEMENT
+
+
+def deep_compression_bytes(pixels: int, widths: Sequence[int]) -> int:
+    """Estimate a deep-compression decoder's widest moment: a block's input, inside and output at full size.
+
+    Args:
+        pixels: of the image.
+        widths: channels of each level, that of the image's resolution first.
+    """
+    return pixels * 4 * widths[0] * _ELEMENT

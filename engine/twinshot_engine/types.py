@@ -16,7 +16,8 @@ class GenerateRequest:
     """One image to draw.
 
     ``seed`` alone decides the noise, whatever else is in the batch. ``width`` and ``height`` are pixels.
-    ``steps`` is the number of passes through the transformer. ``adapter`` names one that is loaded.
+    ``steps`` is the number of steps along the schedule. ``adapter`` names one that is loaded. ``guidance``
+    (classifier-free; 1 is none) takes a second pass a step, without the prompt, and moves away from it.
     """
 
     prompt: str
@@ -25,6 +26,12 @@ class GenerateRequest:
     height: int = 256
     steps: int = 1
     adapter: str | None = None
+    guidance: float = 1.0
+
+    @property
+    def passes(self) -> int:
+        """How often the transformer runs."""
+        return self.steps if self.guidance == 1 else 2 * self.steps
 
 
 @dataclass(slots=True)
@@ -71,6 +78,7 @@ class EngineInfo:
         max_prompt_tokens: longest prompt with its chat template.
         load_seconds: from the start of loading until ready.
         description: one line about the checkpoint; may be empty.
+        guided_steps: those of them that take guidance.
         vocabulary: what a narrow checkpoint knows, by kind of word; empty for a general one.
     """
 
@@ -88,6 +96,7 @@ class EngineInfo:
     max_prompt_tokens: int
     load_seconds: float
     description: str = ""
+    guided_steps: Sequence[int] = ()
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
     text_precision: str = "fp32"
     backend: str = "eager"

@@ -1,7 +1,8 @@
 """How every operation of this package is registered and how a call finds its implementation.
 
 A custom operator has its reference on the CPU and its Triton kernel on CUDA; torch's dispatcher chooses.
-Kernels compute no gradients, so a call that will be differentiated runs the reference itself.
+Kernels compute no gradients, so a call that will be differentiated runs the reference itself; so does one
+that ``torch.export`` records, as other runtimes know torch's operators and not ours.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ def register(
         mutates: names of the arguments that are written.
 
     Returns:
-        The operator.
+        What calls the operator, or the reference while a model is exported.
     """
     operator = torch.library.custom_op(
         f"twinshot::{name}", reference, mutates_args=mutates, device_types="cpu"
     )
     operator.register_kernel("cuda")(_with_defaults(reference, launch) if HAS_TRITON else reference)
     operator.register_fake(reference)
-    return operator
+
+    def call(*arguments: Any) -> Any:
+        return (reference if torch.compiler.is_exporting() else operator)(*arguments)
+
+    return call
 
 
 def _with_defaults(reference: Implementation, launch: Implementation) -> Implementation:

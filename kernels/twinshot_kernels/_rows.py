@@ -33,6 +33,15 @@ def scaled_norm(x: tl.tensor, scale: tl.tensor, width: int, eps: float) -> tl.te
 
 
 @jit
+def shifted_norm(
+    x: tl.tensor, scale: tl.tensor, shift: tl.tensor, columns: tl.tensor, width: int, eps: float
+) -> tl.tensor:
+    """Normalise a row by mean and standard deviation, scale it and shift it."""
+    centred = tl.where(columns < width, x - tl.sum(x, axis=0) / width, 0.0)
+    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps) * scale + shift
+
+
+@jit
 def store_row(
     h: tl.tensor, out: tl.tensor, row_scale: tl.tensor | None, row: tl.tensor, columns: tl.tensor, width: int
 ) -> None:

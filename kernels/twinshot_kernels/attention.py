@@ -1,7 +1,7 @@
-"""Scaled dot-product attention without a mask: ``softmax(q k^T / sqrt(D)) v``.
+"""Scaled dot-product attention: ``softmax(q k^T / sqrt(D)) v``, of all keys, a count of them, or causal.
 
-The one place where an attention kernel is chosen. Every row of a batch attends to all of its tokens
-(padding is a learned token, or lies behind every token a causal row reads), so no mask exists.
+The one place where an attention kernel is chosen. Padding is a learned token, lies behind every token a
+causal row reads, or stands last and is hidden by a count of keys on the device: no model needs another mask.
 
 | choice | when |
 |---|---|
@@ -11,7 +11,8 @@ The one place where an attention kernel is chosen. Every row of a batch attends 
 | ``sdpa`` | everything else: torch's SDPA with its own order |
 
 The environment variable ``TWINSHOT_ATTENTION`` (``fa3``, ``cudnn`` or ``sdpa``) overrides the first two;
-``sdpa`` also turns ``wide`` off.
+``sdpa`` also turns ``wide`` off. FA3 takes counts of keys, and queries that are the last of a causal row, as
+they are; torch's SDPA needs a mask made for both.
 """
 
 from __future__ import annotations
@@ -42,15 +43,17 @@ CUDNN_FIRST = [
 HAS_FA3 = importlib.util.find_spec("fa3_fwd_interface") is not None
 
 
-def attention_reference(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, key_lengths: Tensor | None = None
+) -> Tensor:
     """Attend by the formula, in fp32, keeping the whole score matrix; see :func:`attention`."""
     groups = query.shape[2] // key.shape[2]
     q, k, v = (x.float().transpose(1, 2) for x in (query, key, value))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = q @ k.transpose(-2, -1) * query.shape[-1] ** -0.5
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
+    seen = _seen_keys(query, key, causal=causal, key_lengths=key_lengths)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
     mixed: Tensor = scores.softmax(-1) @ v
     return mixed.transpose(1, 2).to(query.dtype)
 
@@ -84,32 +87,37 @@ def attention_backend(dtype: torch.dtype, head_dim: int, device: torch.device) -
     return "fa3" if flash and wanted != "cudnn" else "cudnn"
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """Let every query attend to every key of its row, or, if causal, to those up to its own position.
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, key_lengths: Tensor | None = None
+) -> Tensor:
+    """Let every query attend to the keys of its row: all, the first few, or those up to its own position.
 
     Args:
         query: ``[B, N, H, D]``.
         key: ``[B, M, Hkv, D]``, Hkv dividing H: each key head serves H / Hkv query heads.
         value: ``[B, M, Hkv, D]``.
-        causal: hide later keys; N and M must be equal.
+        causal: hide later keys; queries are the last N of the M positions.
+        key_lengths: ``[B]`` int32 on the device of ``query``, 1 to M: keys from there on are hidden. Not
+            together with ``causal``.
 
     Returns:
         ``[B, N, H, D]`` in the type of ``query``.
 
     Raises:
-        ValueError: if the shapes do not fit, or as :func:`attention_backend` says.
+        ValueError: if the arguments do not fit, or as :func:`attention_backend` says.
     """
-    _check(query, key, causal=causal)
+    _check(query, key, causal=causal, key_lengths=key_lengths)
     backend = attention_backend(query.dtype, query.shape[-1], query.device)
-    forward_only = backend == "fa3" or (backend == "wide" and query.shape[2] == 1 and not causal)
+    masked = causal or key_lengths is not None
+    forward_only = backend == "fa3" or (backend == "wide" and query.shape[2] == 1 and not masked)
     if forward_only and not needs_gradient(query, key, value):
         if backend == "wide":
             return wide_attention(query, key, value)
-        return _flash3(query, key, value, causal=causal)
+        return _flash3(query, key, value, causal=causal, key_lengths=key_lengths)
     if backend in ("fa3", "cudnn"):
         with sdpa_kernel(CUDNN_FIRST, set_priority=True):
-            return _sdpa(query, key, value, causal=causal)
-    return _sdpa(query, key, value, causal=causal)
+            return _sdpa(query, key, value, causal=causal, key_lengths=key_lengths)
+    return _sdpa(query, key, value, causal=causal, key_lengths=key_lengths)
 
 
 def _override() -> str | None:
@@ -121,22 +129,54 @@ def _override() -> str | None:
     return wanted
 
 
-def _check(query: Tensor, key: Tensor, *, causal: bool) -> None:
+def _check(query: Tensor, key: Tensor, *, causal: bool, key_lengths: Tensor | None) -> None:
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{query.shape[2]} query heads cannot share {key.shape[2]} key heads evenly.")
-    if causal and query.shape[1] != key.shape[1]:
+    if causal and query.shape[1] > key.shape[1]:
         raise ValueError(
-            f"Causal attention of {query.shape[1]} queries to {key.shape[1]} keys; accepted: equal counts."
+            f"Causal attention of {query.shape[1]} queries to {key.shape[1]} keys; "
+            "accepted: at least as many keys."
+        )
+    if key_lengths is None:
+        return
+    if causal:
+        raise ValueError("key_lengths is given together with causal; accepted: one of them.")
+    if key_lengths.shape != query.shape[:1] or key_lengths.dtype != torch.int32:
+        raise ValueError(
+            f"key_lengths is {key_lengths.dtype} of shape {tuple(key_lengths.shape)}; "
+            f"accepted: torch.int32 of {(query.shape[0],)}."
         )
 
 
-def _flash3(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    out = importlib.import_module("fa3_fwd_interface").flash_attn_func(query, key, value, causal=causal)
+def _flash3(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, key_lengths: Tensor | None) -> Tensor:
+    package = importlib.import_module("fa3_fwd_interface")
+    if key_lengths is None:
+        out = package.flash_attn_func(query, key, value, causal=causal)
+    else:  # the only form of one length for all queries and a length of keys for each row
+        out = package.flash_attn_with_kvcache(query, key, value, cache_seqlens=key_lengths, num_splits=1)
     mixed: Tensor = out[0] if isinstance(out, tuple) else out
     return mixed
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, key_lengths: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     grouped = query.shape[2] != key.shape[2]
-    return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
+    # torch knows causal rows from their first query on alone.
+    plain = bool(query.shape[1] == key.shape[1]) and key_lengths is None
+    seen = None if plain else _seen_keys(query, key, causal=causal, key_lengths=key_lengths)
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, is_causal=causal and plain, enable_gqa=grouped
+    ).transpose(1, 2)
+
+
+def _seen_keys(query: Tensor, key: Tensor, *, causal: bool, key_lengths: Tensor | None) -> Tensor | None:
+    """Tell which keys each query sees, to broadcast beside scores ``[B, H, N, M]``; None for all."""
+    count, total = query.shape[1], key.shape[1]
+    place = torch.arange(total, device=query.device)
+    if key_lengths is not None:
+        seen = (place < key_lengths[:, None])[:, None, None]
+        # ONNX's Attention broadcasts over heads alone.
+        return seen.expand(-1, -1, count, -1) if torch.compiler.is_exporting() else seen
+    if not causal:
+        return None
+    return place <= place[total - count :, None]

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from twinshot_kernels.benchmark_cases import Case, cases
+from twinshot_kernels.benchmark_sana import sana_cases
 from twinshot_kernels.quantize_rows import quantize_rows
 from twinshot_kernels.scaled_linear import scaled_linear
 
@@ -55,12 +56,13 @@ def measure_kernels(only: Sequence[str] = (), *, compiled: bool = False, samples
         ValueError: if ``only`` names an unknown operation.
         RuntimeError: without a CUDA device.
     """
-    known = {case.op for case in cases()}
+    everything = [*cases(), *sana_cases()]
+    known = {case.op for case in everything}
     if unknown := sorted(set(only) - known):
         raise ValueError(f"Unknown operation {unknown[0]!r}; accepted: {', '.join(sorted(known))}.")
     if not torch.cuda.is_available():
         raise RuntimeError(NO_DEVICE)
-    wanted = [case for case in cases() if not only or case.op in only]
+    wanted = [case for case in everything if not only or case.op in only]
     with torch.no_grad():
         return [_row(case, samples, compiled=compiled) for case in wanted]
 

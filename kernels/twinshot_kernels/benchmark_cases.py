@@ -1,5 +1,7 @@
 """What the kernels' benchmark measures: every operation at the shapes of Z-Image at 1024x1024, batch 1.
 
+Operations that only Qwen-Image has are at its shapes, with as many tokens.
+
 Rows are 4096 image and 128 text tokens; the text encoder has 128; images are those of the decoder's four
 resolutions. Bytes are what must move through memory, operations what the formula needs.
 """
@@ -23,6 +25,7 @@ TOKENS, WIDTH, HIDDEN, HEADS, HEAD_DIM = 4224, 3840, 10240, 30, 128
 TEXT_TOKENS, TEXT_WIDTH, TEXT_HIDDEN, TEXT_HEADS, TEXT_KV_HEADS = 128, 2560, 9728, 32, 8
 IMAGES, GROUPS = ((128, 1024), (256, 512), (512, 256), (512, 128)), 32
 PRODUCTS = 32
+DUAL_WIDTH, DUAL_HIDDEN, DUAL_HEADS, DUAL_IMAGES = 3072, 12288, 24, ((96, 1024), (192, 512), (384, 256))
 WIDE_TOKENS, WIDE_HEAD_DIMS = 16384, (512, 384)
 
 Arguments = tuple[Any, ...]
@@ -53,6 +56,12 @@ def cases() -> Iterator[Case]:
     yield from _norms(TEXT_TOKENS, TEXT_WIDTH)
     yield _rotary(TOKENS, HEADS, HEADS, interleaved=True)
     yield _rotary(TEXT_TOKENS, TEXT_HEADS, TEXT_KV_HEADS, interleaved=False)
+    yield from _layer_norms(TOKENS, DUAL_WIDTH)
+    yield _joint_rotary(TOKENS, DUAL_HEADS)
+    yield _linear_gelu(TOKENS, DUAL_WIDTH, DUAL_HIDDEN)
+    yield _gelu(TOKENS, DUAL_HIDDEN)
+    for channels, side in DUAL_IMAGES:
+        yield from _pixel_norms(channels, side)
     yield from _activations(TOKENS, HIDDEN)
     yield from _activations(TEXT_TOKENS, TEXT_HIDDEN)
     for channels, side in IMAGES:
@@ -113,6 +122,65 @@ def _rotary_arguments(tokens: int, heads: int) -> Arguments:
     angles = torch.randn(tokens, HEAD_DIM // 2, device=DEVICE)
     scales = _vector(HEAD_DIM), _vector(HEAD_DIM)
     return _randn(1, tokens, heads * HEAD_DIM), *scales, angles.cos(), angles.sin(), EPS
+
+
+def _layer_norms(tokens: int, width: int) -> Iterator[Case]:
+    size, shape = tokens * width, f"{tokens}x{width}"
+    for op, moved, streams, vectors in (
+        ("layer_norm", 4, 1, 2),
+        ("layer_norm_fp8", 3, 1, 2),
+        ("gated_residual_layer_norm", 8, 2, 3),
+        ("gated_residual_layer_norm_fp8", 7, 2, 3),
+    ):
+        make = partial(_norm_arguments, tokens, width, streams, vectors)
+        yield Case(op, shape, moved * size, make, getattr(ops, op), getattr(ops, f"{op}_reference"))
+
+
+def _joint_rotary(tokens: int, heads: int) -> Case:
+    split = tokens - tokens // 33
+
+    def make() -> Arguments:
+        angles = torch.randn(tokens, HEAD_DIM // 2, device=DEVICE)
+        scales = torch.rand(2, 2, HEAD_DIM, device=DEVICE) + 0.5
+        return _randn(1, tokens, 3 * heads * HEAD_DIM), scales, angles.cos(), angles.sin()
+
+    def plain(qkv: Tensor, scales: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        return ops.joint_norm_rotary_reference(qkv, scales, cos, sin, split, EPS, heads)
+
+    call = partial(ops.joint_norm_rotary, eps=EPS, split=split, heads=heads)
+    shape, moved = f"{tokens}x({heads}+{heads})x{HEAD_DIM}", 8 * tokens * heads * HEAD_DIM
+    return Case("joint_norm_rotary", shape, moved, make, call, plain)
+
+
+def _linear_gelu(tokens: int, width: int, hidden: int) -> Case:
+    def make() -> Arguments:
+        return _randn(tokens, width), _randn(hidden, width) / width**0.5, _randn(hidden)
+
+    moved = 2 * (tokens * width + hidden * width + hidden + tokens * hidden)
+    shape, operations = f"{tokens}x{width}x{hidden}", 2 * tokens * width * hidden
+    plain = ops.linear_gelu_reference
+    return Case("linear_gelu", shape, moved, make, ops.linear_gelu, plain, operations)
+
+
+def _gelu(tokens: int, hidden: int) -> Case:
+    def make() -> Arguments:
+        return (_randn(1, tokens, hidden),)
+
+    moved, shape = 3 * tokens * hidden, f"{tokens}x{hidden}"
+    return Case("gelu_fp8", shape, moved, make, ops.gelu_fp8, ops.gelu_fp8_reference)
+
+
+def _pixel_norms(channels: int, side: int) -> Iterator[Case]:
+    size, shape = channels * side * side, f"{channels}x{side}x{side}"
+
+    def make(count: int) -> Arguments:
+        images = (_randn(1, channels, side, side) for _ in range(count))
+        return *(x.contiguous(memory_format=torch.channels_last) for x in images), _vector(channels), EPS
+
+    one, two = partial(make, 1), partial(make, 2)
+    plain = ops.residual_rms_norm_silu_reference
+    yield Case("rms_norm_silu", shape, 4 * size, one, ops.rms_norm_silu, ops.rms_norm_silu_reference)
+    yield Case("residual_rms_norm_silu", shape, 8 * size, two, ops.residual_rms_norm_silu, plain)
 
 
 def _activations(tokens: int, hidden: int) -> Iterator[Case]:

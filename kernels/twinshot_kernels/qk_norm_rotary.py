@@ -75,7 +75,7 @@ def _in_place_reference(
 
 
 @jit
-def _load_pairs(
+def load_pairs(
     x: tl.tensor, half: int, inside: tl.tensor, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Load the first and second members of every pair of heads at the pointers ``x`` ``[heads, 1]``."""
@@ -91,7 +91,7 @@ def _load_pairs(
 
 
 @jit
-def _store_pairs(
+def store_pairs(
     x: tl.tensor,
     first: tl.tensor,
     second: tl.tensor,
@@ -100,7 +100,7 @@ def _store_pairs(
     PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ) -> None:
-    """Undo :func:`_load_pairs`."""
+    """Undo :func:`load_pairs`."""
     first, second = first.to(x.dtype.element_ty), second.to(x.dtype.element_ty)
     if INTERLEAVED:
         place = tl.arange(0, 2 * PAIRS)[None, :]
@@ -133,20 +133,20 @@ def _qk_norm_rotary_kernel(
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     inside = head < turned_heads
     x = qkv + token * width + head * (2 * half)
-    first, second = _load_pairs(x, half, inside, PAIRS, INTERLEAVED)
+    first, second = load_pairs(x, half, inside, PAIRS, INTERLEAVED)
     if q_scale is not None:
         square = tl.sum(first * first + second * second, axis=1, keep_dims=True)
         inverse = tl.rsqrt(square / (2 * half) + eps)
         everywhere = tl.full((1, 1), 1, tl.int1)
-        q_first, q_second = _load_pairs(q_scale, half, everywhere, PAIRS, INTERLEAVED)
-        k_first, k_second = _load_pairs(k_scale, half, everywhere, PAIRS, INTERLEAVED)
+        q_first, q_second = load_pairs(q_scale, half, everywhere, PAIRS, INTERLEAVED)
+        k_first, k_second = load_pairs(k_scale, half, everywhere, PAIRS, INTERLEAVED)
         first *= inverse * tl.where(head < heads, q_first, k_first)
         second *= inverse * tl.where(head < heads, q_second, k_second)
     pair = tl.arange(0, PAIRS)[None, :]
     angle = token % tokens * half + pair
     c = tl.load(cos + angle, mask=pair < half, other=0.0)
     s = tl.load(sin + angle, mask=pair < half, other=0.0)
-    _store_pairs(x, first * c - second * s, first * s + second * c, half, inside, PAIRS, INTERLEAVED)
+    store_pairs(x, first * c - second * s, first * s + second * c, half, inside, PAIRS, INTERLEAVED)
 
 
 def _launch(
@@ -233,7 +233,8 @@ def qk_norm_rotary(
         ValueError: if the shapes do not fit, or just one of the two scales is given.
     """
     _check(qkv, q_scale, k_scale, cos, heads, kv_heads)
-    if needs_gradient(qkv, q_scale, k_scale, cos, sin):
+    # What is exported is written out of place: other runtimes have no views to write to.
+    if torch.compiler.is_exporting() or needs_gradient(qkv, q_scale, k_scale, cos, sin):
         return qk_norm_rotary_reference(
             qkv, q_scale, k_scale, cos, sin, eps, heads=heads, kv_heads=kv_heads, interleaved=interleaved
         )

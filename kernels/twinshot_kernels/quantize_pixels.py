@@ -26,7 +26,9 @@ def quantize_pixels_reference(
     if channel_bias is not None:
         wide = wide + channel_bias[:channels].float()[:, None, None]
     unit = (wide * 0.5 + 0.5).clamp(0, 1)
-    return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    # Bytes come last: TensorRT knows them as outputs alone.
+    level = (unit * 255).round().permute(0, 2, 3, 1)
+    return level.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 @jit

@@ -20,10 +20,11 @@ def scaled_linear_reference(
     weight8: Tensor,
     weight_scale: Tensor,
     out_dtype: torch.dtype = torch.bfloat16,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Multiply in fp32 after widening; see :func:`scaled_linear`."""
-    product = x8.float() @ weight8.float().t()
-    return (product * x_scale * weight_scale).to(out_dtype)
+    product = x8.float() @ weight8.float().t() * x_scale * weight_scale
+    return (product if bias is None else product + bias.float()).to(out_dtype)
 
 
 def scaled_linear(
@@ -32,6 +33,8 @@ def scaled_linear(
     weight8: Tensor,
     weight_scale: Tensor,
     out_dtype: torch.dtype = torch.bfloat16,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Apply a linear layer whose operands are fp8.
 
@@ -41,6 +44,8 @@ def scaled_linear(
         weight8: ``[O, K]`` E4M3.
         weight_scale: ``[O]`` fp32.
         out_dtype: type of the result; on CUDA bf16 only.
+        bias: ``[O]`` in the type of the result.
+        out: where to put the result: of its shape and type, contiguous.
 
     Returns:
         ``[..., O]``.
@@ -49,7 +54,8 @@ def scaled_linear(
         ValueError: on CUDA, if K or O is no multiple of 16 or ``out_dtype`` is not bf16.
     """
     if not x8.is_cuda:
-        return scaled_linear_reference(x8, x_scale, weight8, weight_scale, out_dtype)
+        result = scaled_linear_reference(x8, x_scale, weight8, weight_scale, out_dtype, bias)
+        return result if out is None else out.copy_(result)
     outputs, width = weight8.shape
     if width % 16 or outputs % 16 or out_dtype != torch.bfloat16:
         raise ValueError(
@@ -61,7 +67,9 @@ def scaled_linear(
         weight8.t(),
         scale_a=x_scale.reshape(-1, 1),
         scale_b=weight_scale.reshape(1, -1),
+        bias=bias,
         out_dtype=out_dtype,
         use_fast_accum=True,
+        out=None if out is None else out.view(-1, outputs),
     )
     return product.view(*x8.shape[:-1], outputs)

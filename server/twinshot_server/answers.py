@@ -104,6 +104,7 @@ class Model(BaseModel):
     sizes: list[str] = Field(description="Supported sizes, the default first.", examples=[["256x256"]])
     size_rule: str = Field(description="The supported sizes in words.")
     steps: list[int]
+    guided_steps: list[int] = Field(description="The step counts that take `guidance`.")
     max_prompt_tokens: int
     adapters: list[str] = Field(description="Adapters that requests may name.")
     vocabulary: dict[str, Any] = Field(description="The words a narrow model knows; empty for a general one.")

@@ -18,6 +18,7 @@ from twinshot_server.access.keys import KeyRing
 from twinshot_server.access.middleware import LimitBody, Observe
 from twinshot_server.engine_protocol import LOADING_ERRORS, ImageEngine
 from twinshot_server.errors import install_error_handlers
+from twinshot_server.gpus import count_replicas
 from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
 from twinshot_server.openapi import describe_with_keys
@@ -60,7 +61,7 @@ def create_app(
         lifespan=_lifespan(service),
     )
     app.state.service = service
-    _surround(app, settings, ring, metrics, tracer or Tracer.from_environment())
+    _surround(app, service, ring, tracer or Tracer.from_environment())
     install_error_handlers(app)
     for module in (generate, openai_images, realtime, health, admin, page):
         app.include_router(module.router)
@@ -69,8 +70,9 @@ def create_app(
     return app
 
 
-def _surround(app: FastAPI, settings: Settings, ring: KeyRing, metrics: Metrics, tracer: Tracer) -> None:
+def _surround(app: FastAPI, service: Service, ring: KeyRing, tracer: Tracer) -> None:
     """Add middleware, the innermost first."""
+    settings = service.settings
     app.add_middleware(LimitBody, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(Guard, ring=ring, origins=settings.origins)
     if settings.origins:
@@ -82,22 +84,23 @@ def _surround(app: FastAPI, settings: Settings, ring: KeyRing, metrics: Metrics,
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
             expose_headers=exposed,
         )
-    app.add_middleware(Observe, metrics=metrics, tracer=tracer)
+    app.add_middleware(Observe, metrics=service.metrics, tracer=tracer, lifecycle=service.lifecycle)
 
 
 def _make_dispatcher(settings: Settings, engine: ImageEngine | None, metrics: Metrics) -> Dispatcher:
+    replicas = count_replicas(settings) if engine is None else 1
     # For each engine a batch being drawn, one that waits there, and as many being encoded.
-    arena = Arena(settings.replicas * 3 * settings.largest_batch + 8)
+    arena = Arena(replicas * 3 * settings.largest_batch + 8)
     if engine is not None:
         worker = _engine_thread(settings, arena, engine)
         return Dispatcher(settings, arena, [worker], _encoder_thread(arena), metrics)
-    engines = [_process("engine", arena, settings, number) for number in range(settings.replicas)]
-    return Dispatcher(settings, arena, engines, _process("encoder", arena, settings), metrics)
+    own = [settings.model_copy(update={"replicas": replicas, "replica": each}) for each in range(replicas)]
+    engines = [_process("engine", arena, each) for each in own]
+    return Dispatcher(settings, arena, engines, _process("encoder", arena, own[0]), metrics)
 
 
-def _process(role: str, arena: Arena, settings: Settings, replica: int = 0) -> Spawn:
-    own = settings.model_copy(update={"replica": replica})
-    options = own.model_dump_json(exclude={"api_keys", "admin_key"})
+def _process(role: str, arena: Arena, settings: Settings) -> Spawn:
+    options = settings.model_dump_json(exclude={"api_keys", "admin_key"})
     return lambda: ProcessChild(role, arena, options)
 
 

@@ -21,6 +21,7 @@ from twinshot_kernels._triton import HAS_TRITON
 from twinshot_server import __version__
 from twinshot_server.inspection import inspect
 from twinshot_server.machine import driver, gpus, in_words
+from twinshot_server.rehearsal import StartError, rehearse_start
 from twinshot_server.settings import Settings, SettingsError
 
 _SCARCE_DISK = 10_000_000_000
@@ -47,8 +48,10 @@ class Finding:
     advice: str = ""
 
 
-def examine(settings: Settings, report: Callable[[str, float], None]) -> Iterator[Finding]:
-    """Run every check, telling `report` which comes next."""
+def examine(
+    settings: Settings, report: Callable[[str, float], None], *, start: bool = False
+) -> Iterator[Finding]:
+    """Run every check, telling `report` which comes next; `start` an engine last, if asked for."""
     checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]] = (
         ("versions", check_versions),
         ("gpu", check_gpu),
@@ -56,6 +59,7 @@ def examine(settings: Settings, report: Callable[[str, float], None]) -> Iterato
         ("attention", check_attention),
         ("checkpoint", lambda: check_checkpoint(settings)),
         ("caches", check_caches),
+        *([("cold start", lambda: check_start(settings, report))] if start else []),
     )
     for done, (name, check) in enumerate(checks):
         report(name, done / len(checks))
@@ -200,3 +204,14 @@ def check_caches() -> Iterator[Finding]:
             yield Finding(name, Status.NOTE, found, "Large checkpoints and their kernels may not fit.")
         else:
             yield Finding(name, Status.OK, found)
+
+
+def check_start(settings: Settings, report: Callable[[str, float], None]) -> Iterator[Finding]:
+    """How long a server's engine takes until it can draw, stage by stage."""
+    try:
+        _, seconds = rehearse_start(settings, report)
+    except StartError as error:
+        yield Finding("cold start", Status.FAULT, str(error), "See to what is at fault above first.")
+        return
+    stages = ", ".join(f"{stage} {each:.1f}" for stage, each in seconds.items())
+    yield Finding("cold start", Status.OK, f"{sum(seconds.values()):.1f} s: {stages}")

@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from twinshot_server.bench_cli import app as bench
+from twinshot_server.commands.build import build
+from twinshot_server.commands.distill import distill
 from twinshot_server.commands.doctor import doctor
+from twinshot_server.commands.evaluate import app as evaluate
 from twinshot_server.commands.exits import EXIT_CODES
 from twinshot_server.commands.generate import generate
 from twinshot_server.commands.info import info
@@ -27,9 +30,10 @@ app = typer.Typer(
     # Gives an environment variable to every option without one of its own: TWINSHOT_GENERATE_SEED.
     context_settings={"auto_envvar_prefix": "TWINSHOT"},
 )
-for command in (serve, generate, inspect, info, doctor):
+for command in (serve, generate, inspect, info, doctor, build, distill):
     app.command()(command)
 app.add_typer(bench, name="bench")
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback(invoke_without_command=True)

@@ -143,8 +143,8 @@ def _openai_status(status: int) -> int:
 
 def _param(message: str) -> str | None:
     """The field that a model's own refusal is about: its sentences begin with it."""
-    fields = {"The size": "size", "The seed": "seed", "The prompt": "prompt", "The adapter": "adapter"}
-    named = next((field for start, field in fields.items() if message.startswith(start)), None)
+    fields = ("size", "seed", "prompt", "adapter", "guidance")
+    named = next((field for field in fields if message.startswith(f"The {field}")), None)
     return named or ("steps" if " steps are " in message else None)
 
 

@@ -24,6 +24,10 @@ class ImageFormat(StrEnum):
         """The format's MIME type, such as `image/png`."""
         return f"image/{self.value}"
 
+    def __reduce_ex__(self, _protocol: object) -> tuple[type[ImageFormat], tuple[str]]:
+        # Python 3.11.0 to 3.11.3 pickle a member as builtins.getattr, which channel takes from nobody.
+        return ImageFormat, (self.value,)
+
 
 DEFAULT_QUALITY = {ImageFormat.JPEG: 95, ImageFormat.WEBP: 90}
 """Quality (1-100) of the lossy formats where the request names none."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 
-from twinshot_engine.checkpoint import Checkpoint, find_checkpoint
+from twinshot_engine.adapter_source import AdapterSource
+from twinshot_engine.checkpoint import TRANSFORMER, Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families import Plan, plan
-from twinshot_engine.random_weights import PREFIX, find_random
+from twinshot_engine.families import Plan, find_family, plan
+from twinshot_engine.gguf_file import QUANTIZED
+from twinshot_engine.lora import find_lora
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
 from twinshot_server.loading import engine_config
 from twinshot_server.machine import device_name, free_bytes
@@ -21,7 +24,7 @@ from twinshot_server.settings import Settings
 PRECISIONS = ("fp32", "bf16", "fp8")
 _USUAL_PARTS = ("text_encoder", "tokenizer", "transformer", "vae")
 _UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, **QUANTIZED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,18 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA that is to be loaded, or merged if `name` is None; `problem` says why it does not fit."""
+
+    name: str | None
+    source: str
+    rank: int = 0
+    weights: int = 0
+    """How many of the transformer's weights it changes."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What is known of a checkpoint; `problems` are what keeps it from being served, a sentence each."""
 
@@ -68,6 +83,7 @@ class Inspection:
     sizes: str = ""
     max_prompt_tokens: int = 0
     few_steps: bool = False
+    adapters: list[Adapter] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -87,13 +103,14 @@ def inspect(settings: Settings) -> Inspection:
     """
     config = engine_config(settings)
     placement = config.placement()
-    reference = config.checkpoint
-    checkpoint = find_random(reference) if reference.startswith(PREFIX) else find_checkpoint(reference)
+    checkpoint = find_checkpoint(config.checkpoint, config.base)
     parts = [_look(checkpoint, name) for name in _part_names(checkpoint)]
-    problems = [part.problem for part in parts if part.problem]
+    adapters = [_look_at_adapter(checkpoint, text) for text in config.adapters]
+    faults = [*(part.problem for part in parts), *(adapter.problem for adapter in adapters)]
+    problems = [fault for fault in faults if fault]
     needs, planned = _plan_all(checkpoint, config, placement, problems)
     return Inspection(
-        reference,
+        checkpoint.reference,
         str(checkpoint.folder),
         checkpoint.revision,
         _family(checkpoint, problems),
@@ -105,6 +122,7 @@ def inspect(settings: Settings) -> Inspection:
         planned.size_rule if planned else "",
         planned.max_prompt_tokens if planned else 0,
         planned.few_steps if planned else False,
+        adapters,
         list(dict.fromkeys(problems)),
     )
 
@@ -129,11 +147,23 @@ def _part_names(checkpoint: Checkpoint) -> list[str]:
 
 def _look(checkpoint: Checkpoint, name: str) -> Part:
     try:
-        if name == "tokenizer":
-            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer())} tokens",))
+        if name.startswith("tokenizer"):
+            # Whether it needs a chat template, its family says.
+            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer(name, chat=False))} tokens",))
         return _measure(name, checkpoint.part(name))
     except CheckpointError as error:
         return Part(name, problem=str(error))
+
+
+def _look_at_adapter(checkpoint: Checkpoint, text: str) -> Adapter:
+    source = AdapterSource.parse(text)
+    try:
+        repack = find_family(checkpoint).repack
+        stored = checkpoint.part(TRANSFORMER).headers
+        lora = find_lora(source, stored, repack.translate if repack else dict)
+    except CheckpointError as error:
+        return Adapter(source.name, source.place, problem=str(error))
+    return Adapter(source.name, str(lora.path), lora.rank, len(lora.updates))
 
 
 def _measure(name: str, stored: StoredPart) -> Part:
@@ -141,7 +171,7 @@ def _measure(name: str, stored: StoredPart) -> Part:
     return Part(
         name,
         sum(math.prod(header.shape) for header in headers),
-        sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers),
+        round(sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers)),
         len({header.path for header in headers}),
         tuple(sorted({header.kind for header in headers})),
     )

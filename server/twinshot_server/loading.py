@@ -6,6 +6,7 @@ import torch
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
+from twinshot_engine.schedule import Steps
 from twinshot_server.engine_protocol import Progress
 from twinshot_server.settings import Settings, SettingsError
 
@@ -18,7 +19,14 @@ def load_engine(settings: Settings, progress: Progress | None = None) -> Engine:
 def _own_device(settings: Settings) -> str:
     """The GPU of this replica, where there are several of both."""
     count = torch.cuda.device_count() if settings.device in {"auto", "cuda"} else 0
-    return f"cuda:{settings.replica % count}" if settings.replicas > 1 and count else settings.device
+    return f"cuda:{settings.replica % count}" if settings.replicas != 1 and count else settings.device
+
+
+def _own_threads(settings: Settings) -> int | None:
+    """CPU threads of this replica: several share the cores, since each would take all of them."""
+    if settings.threads is not None or settings.replicas in {1, "auto"}:
+        return settings.threads
+    return max(1, torch.get_num_threads() // int(settings.replicas))
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -26,15 +34,20 @@ def engine_config(settings: Settings) -> EngineConfig:
     try:
         config = EngineConfig(
             checkpoint=settings.checkpoint,
+            base=settings.base,
+            adapters=settings.adapter,
             device=_own_device(settings),
             precision=settings.precision,
             text_fp8=settings.text_fp8,
+            memory=settings.memory,
             backend=settings.backend,
+            engines=settings.engines,
+            fallback=settings.fallback,
             sizes=settings.listed_sizes,
-            steps=settings.listed_steps,
-            batch_sizes=settings.batch_sizes,
+            steps=tuple(map(Steps.parse, settings.steps.split(","))),
+            batch_sizes=(1,) if settings.memory == "low" else settings.batch_sizes,
             max_batch=settings.largest_batch,
-            threads=settings.threads,
+            threads=_own_threads(settings),
         )
         config.placement()
     except ValueError as error:

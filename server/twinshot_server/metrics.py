@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -71,6 +71,9 @@ class Metrics:
         )
         self.realtime_sessions = self._gauge("realtime_sessions", "Open connections to /realtime.")
         self.realtime_dropped = self._counter("realtime_dropped", "Frames that a newer one superseded.")
+        self._start = self._gauge(
+            "engine_start_seconds", "Time of each stage of an engine's last start.", "stage"
+        )
         self._load = self._gauge("model_load_seconds", "Time the model took to load.", "model")
         self._build = self._gauge("build_info", "Always 1; the labels tell what runs.", *_BUILD)
         ProcessCollector(registry=self.registry)
@@ -129,6 +132,11 @@ class Metrics:
     def count_restart(self, reason: str) -> None:
         """An engine ended: `exit` or `hang`."""
         self._restarts.labels(reason).inc()
+
+    def note_start(self, seconds: Mapping[str, float]) -> None:
+        """An engine is ready, and these are the stages of its start."""
+        for stage, each in seconds.items():
+            self._start.labels(stage).set(each)
 
     def note_lag(self, seconds: float) -> None:
         """The event loop ran something this late."""

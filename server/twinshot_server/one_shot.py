@@ -68,12 +68,12 @@ def draw(settings: Settings, bodies: Sequence[GenerateBody], progress: Progress)
     Raises SettingsError or CheckpointError, or InvalidRequestError before anything is drawn.
     """
     count = sum(body.n for body in bodies)
-    if settings.backend == "auto" and count <= _FEW:
+    if settings.backend == "auto" and not settings.engines and count <= _FEW:
         settings = settings.model_copy(update={"backend": "eager"})
     engine = load_engine(settings, progress)
     requests = [request for body in bodies for request in body.requests(engine.info.sizes[0])]
     _validate(engine, requests)
-    if engine.info.backend == "fused":
+    if engine.info.backend != "eager":
         engine.warm(progress)
     for done, request in enumerate(requests):
         progress(f"picture {done + 1} of {count}", done / count)

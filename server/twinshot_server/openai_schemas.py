@@ -14,6 +14,7 @@ from twinshot_server.schemas import (
     Adapter,
     DeadlineMs,
     GenerateBody,
+    Guidance,
     Seed,
     Steps,
     check_prompt,
@@ -69,6 +70,7 @@ class ImagesBody(BaseModel):
     )
     seed: Seed | None = Field(default=None, description="Not OpenAI's: same seed and prompt, same picture.")
     steps: Steps | None = Field(default=None, description="Not OpenAI's: forward passes, beats `quality`.")
+    guidance: Guidance | None = Field(default=None, description="Not OpenAI's: see `/generate`.")
     deadline_ms: DeadlineMs | None = Field(default=None, description="Not OpenAI's: see `/generate`.")
     priority: Priority = Field(default=Priority.INTERACTIVE, description="Not OpenAI's: see `/generate`.")
     adapter: Adapter | None = Field(default=None, description="Not OpenAI's: see `/generate`.")
@@ -111,6 +113,7 @@ class ImagesBody(BaseModel):
             size=size,
             steps=self.steps or self._steps(info),
             adapter=self.adapter,
+            guidance=self.guidance or 1.0,
         )
         return body.requests(info.sizes[0])
 

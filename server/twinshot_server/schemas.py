@@ -33,6 +33,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=1, le=64)]
 DeadlineMs = Annotated[int, Field(strict=True, ge=1, le=MAX_DEADLINE_MS)]
+Guidance = Annotated[float, Field(strict=True, ge=1, le=20, allow_inf_nan=False)]
 Adapter = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -85,6 +86,11 @@ class GenerateBody(BaseModel):
     width: Dimension | None = Field(default=None, description="In pixels, together with height.")
     height: Dimension | None = Field(default=None, description="In pixels, together with width.")
     steps: Steps = Field(default=1, description="Forward passes: more is slower.")
+    guidance: Guidance = Field(
+        default=1.0,
+        description="How strongly each step follows the prompt, for twice the time; only step counts that "
+        "`guided_steps` of `/v1/models` lists take more than 1, which is none.",
+    )
     format: ImageFormat | None = Field(
         default=None, description="The image files' format. If not given, what `Accept` asks for, else png."
     )
@@ -134,7 +140,7 @@ class GenerateBody(BaseModel):
         width, height = self.dimensions or default_size
         first = secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed
         return [
-            GenerateRequest(self.prompt, seed, width, height, self.steps, self.adapter)
+            GenerateRequest(self.prompt, seed, width, height, self.steps, self.adapter, self.guidance)
             for seed in seeds_from(first, self.n)
         ]
 

@@ -7,22 +7,38 @@ for example `TWINSHOT_PORT=9000`. Command line options win over the environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from twinshot_engine.types import Size
 
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
-Backend = Literal["auto", "eager", "fused"]
+Backend = Literal["auto", "eager", "fused", "tensorrt"]
+Memory = Literal["normal", "low"]
 Batching = Literal["exact", "fast"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+_MOST_REPLICAS = 64
+
+
 class SettingsError(Exception):
     """A setting asks for what this machine does not have; the message names it and what is accepted."""
+
+
+def _read_replicas(value: object) -> object:
+    text = str(value)
+    if text == "auto":
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_REPLICAS:
+        raise ValueError(f"is {text!r}, not 'auto' or a whole number from 1 to {_MOST_REPLICAS}")
+    return int(text)
+
+
+Replicas = Annotated[int | Literal["auto"], BeforeValidator(_read_replicas)]
 
 
 class Settings(BaseSettings):
@@ -30,21 +46,43 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TWINSHOT_", frozen=True)
 
-    checkpoint: str = Field(default="builtin", description="'builtin', a folder, or a Hugging Face Hub id.")
+    checkpoint: str = Field(
+        default="builtin",
+        description="'builtin', a folder, a safetensors or GGUF file, or a Hugging Face Hub id.",
+    )
+    base: str | None = Field(
+        default=None, description="A checkpoint that supplies the parts which the other one lacks."
+    )
+    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="A LoRA: name=path[:scale] for requests to choose, path[:scale] to merge it for good.",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<index>.")
     precision: Precision = Field(default="auto", description="Number format of weights and activations.")
     text_fp8: bool = Field(default=False, description="Keep the text encoder in fp8 too.")
-    backend: Backend = Field(default="auto", description="fused replays CUDA graphs; auto is that on a GPU.")
+    memory: Memory = Field(
+        default="normal", description="low: fp8 wherever nothing else is chosen, and one picture a pass."
+    )
+    backend: Backend = Field(
+        default="auto",
+        description="fused replays CUDA graphs, tensorrt runs --engines; auto is what is there on a GPU.",
+    )
+    engines: str | None = Field(default=None, description="Folder of engines that 'twinshot build' made.")
+    fallback: bool = Field(default=False, description="Serve without engines that cannot be used here.")
     sizes: str = Field(
         default="",
         pattern=r"^(\d+x\d+(,\d+x\d+)*)?$",
         description="Sizes to be fast at, as 1024x1024,512x512, default first; else the model's own.",
     )
     steps: str = Field(
-        default="1,2,4", pattern=r"^\d+(,\d+)*$", description="Step counts to offer, comma-separated."
+        default="1,2,4",
+        pattern=r"^((few|any|multi):)?\d{1,4}(,((few|any|multi):)?\d{1,4})*$",
+        description="Step counts to offer, comma-separated; any:8 and multi:30 name their schedules.",
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; every core if not given.")
-    replicas: int = Field(default=1, ge=1, le=64, description="Engine processes: one a GPU.")
+    replicas: Replicas = Field(
+        default=1, description="Engine processes behind one HTTP front: a number, or auto for one a GPU."
+    )
     replica: int = Field(default=0, ge=0, description="Which of them this is; the server sets it.")
     batching: Batching = Field(
         default="exact",
@@ -92,6 +130,12 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field(default="info", description="Least severe log line that is written.")
     log_format: LogFormat = Field(default="auto", description="auto is text on a terminal, JSON elsewhere.")
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _split_adapters(cls, value: object) -> object:
+        """One variable of the environment holds all of them, with blanks between."""
+        return value.split() if isinstance(value, str) else value or ()
+
     @property
     def largest_batch(self) -> int:
         """Most pictures that may share a forward pass."""
@@ -110,11 +154,6 @@ class Settings(BaseSettings):
             return None
         sides = [size.partition("x") for size in self.sizes.split(",")]
         return tuple((int(width), int(height)) for width, _, height in sides)
-
-    @property
-    def listed_steps(self) -> tuple[int, ...]:
-        """`steps` as numbers."""
-        return tuple(map(int, self.steps.split(",")))
 
     @property
     def origins(self) -> list[str]:

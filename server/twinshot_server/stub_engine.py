@@ -112,7 +112,7 @@ class StubEngine:
 
     def _seconds(self, requests: Sequence[GenerateRequest]) -> float:
         first, (width, height) = requests[0], self._sizes[0]
-        one = self._stub.ms / 1000 * first.width * first.height / (width * height) * first.steps
+        one = self._stub.ms / 1000 * first.width * first.height / (width * height) * first.passes
         return one * (self._stub.shared + (1 - self._stub.shared) * len(requests))
 
     def _draw(self, request: GenerateRequest) -> NDArray[np.uint8]:

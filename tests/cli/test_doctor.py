@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from twinshot_kernels import benchmark_cases
-from twinshot_server import checkup, inspection
+from twinshot_server import checkup, inspection, rehearsal
 from twinshot_server.checkup import Finding, Status
 from twinshot_server.cli import app
 from twinshot_server.settings import Settings
@@ -44,6 +44,41 @@ def test_this_machine_can_serve_the_miniature(run: Callable[..., Any]) -> None:
     assert tuple(dict.fromkeys(finding["check"] for finding in facts["findings"])) == CHECKS
 
 
+def test_a_start_is_timed_by_stage_if_asked_for(run: Callable[..., Any]) -> None:
+    result = run("doctor", "--start", "--device", "cpu", "--json")
+    *_, last = json.loads(result.stdout)["findings"]
+    assert (last["check"], last["status"]) == ("cold start", "ok"), last
+    total, stages = last["found"].split(" s: ")
+    seconds = {stage.rsplit(" ", 1)[0]: float(stage.rsplit(" ", 1)[1]) for stage in stages.split(", ")}
+    assert {"process", "importing", "text encoder", "transformer", "decoder", "warming"} <= seconds.keys()
+    assert float(total) == pytest.approx(sum(seconds.values()), abs=0.05 * (len(seconds) + 1))
+
+
+def test_a_start_that_fails_is_a_fault() -> None:
+    settings = Settings(engine="twinshot_server.stub_engine:no_such_function")
+    finding = only(checkup.check_start(settings, lambda _stage, _done: None))
+    assert finding.status is Status.FAULT
+    assert "AttributeError" in finding.found
+
+
+def test_an_engine_that_dies_at_its_start_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(stage: str, _done: float) -> None:
+        if stage == "stub":
+            children[-1].kill()
+
+    children: list[rehearsal.ProcessChild] = []
+
+    class Known(rehearsal.ProcessChild):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            children.append(self)
+
+    monkeypatch.setattr(rehearsal, "ProcessChild", Known)
+    monkeypatch.setenv("TWINSHOT_STUB_LOAD_MS", "20000")
+    finding = only(checkup.check_start(Settings(engine="twinshot_server.stub_engine:load_stub"), kill))
+    assert (finding.status, finding.found) == (Status.FAULT, "its process ended: killed by signal 9")
+
+
 def test_people_read_a_line_a_check() -> None:
     result = CliRunner().invoke(app, ["doctor", "--device", "cpu"])
     assert result.exit_code == 0
@@ -67,7 +102,7 @@ def test_a_missing_checkpoint_is_a_fault_with_a_remedy(run: Callable[..., Any], 
 def test_a_damaged_checkpoint_is_a_fault(
     checkpoint: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinshot_engine.checkpoint.BUILTIN_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr("twinshot_engine.opening.BUILTIN_FOLDER", tmp_path / "gone")
     monkeypatch.chdir(tmp_path)
     findings = list(checkup.check_checkpoint(Settings(checkpoint=checkpoint, device="cpu")))
     faults = [finding for finding in findings if finding.check == "model files"]

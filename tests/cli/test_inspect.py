@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
+from tiny_sd3 import write_checkpoint as write_sd3
 from typer.testing import CliRunner
 
 from twinshot_engine.checkpoint import BUILTIN_FOLDER
@@ -93,7 +96,7 @@ def test_everything_that_is_missing_is_told_at_once(copy: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     found = inspect(str(copy), code=1)
     said = "\n".join(found["problems"])
-    assert f"'{copy / 'tokenizer'}' is missing." in said
+    assert f"'{copy / 'tokenizer'}' is missing:" in said
     assert f"'{copy / 'vae' / 'diffusion_pytorch_model.safetensors'}' is missing." in said
     assert f"'{weights}' is truncated or not a safetensors file" in said
     assert len(found["problems"]) == 3
@@ -108,11 +111,40 @@ def test_parts_that_do_not_fit_their_config_are_told(copy: Path) -> None:
     assert "lacks 'layers." in problem
 
 
+def test_a_transformer_alone_tells_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "turbo.safetensors"
+    shutil.copy(BUILTIN_FOLDER / "transformer" / "diffusion_pytorch_model.safetensors", path)
+    found = inspect(str(path), code=1)
+    assert (found["family"], found["folder"]) == ("ZImagePipeline", str(path))
+    parts = {part["name"]: part for part in found["parts"]}
+    assert parts["transformer"]["parameters"] == sum(stored("transformer").values())
+    for part in ("text_encoder", "tokenizer", "vae"):
+        assert f"name a base (--base) that {part!r} comes from" in parts[part]["problem"]
+    whole = inspect(str(path), "--base", str(BUILTIN_FOLDER))
+    assert (whole["problems"], whole["needs"]) == ([], inspect()["needs"])
+
+
+def test_adapters_are_held_against_the_transformer(tmp_path: Path) -> None:
+    rows = columns = 320
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    for path, width in ((good, columns), (bad, columns + 1)):
+        down, up = np.ones((8, width), np.float32), np.ones((rows, 8), np.float32)
+        module = "transformer.layers.0.attention.to_q"
+        save_file({f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}, path)
+    found = inspect("--adapter", f"style={good}:0.5", "--adapter", f"other={bad}", code=1)
+    assert [adapter["name"] for adapter in found["adapters"]] == ["style", "other"]
+    assert (found["adapters"][0]["rank"], found["adapters"][0]["weights"]) == (8, 1)
+    (problem,) = found["problems"]
+    assert f"'{bad}' has an update of [320, 321]" in problem
+    text = CliRunner().invoke(app, ["inspect", "--adapter", str(good)]).stdout
+    assert any(line.split()[:3] == ["(merged)", "8", "1"] for line in text.splitlines())
+
+
 def test_an_unknown_family_is_told(copy: Path) -> None:
     (copy / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     found = inspect(str(copy), code=1)
     assert found["family"] == "FluxPipeline"
-    assert "'FluxPipeline', which is not supported: ZImagePipeline is." in found["problems"][0]
+    assert "'FluxPipeline', which is not supported; supported: " in found["problems"][0]
 
 
 def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
@@ -126,7 +158,7 @@ def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "There is no folder 'nowhere'"),
+        (["nowhere"], "There is no folder or file 'nowhere'"),
         (["org/not-cached"], "'org/not-cached' cannot be fetched"),
         (["--precision", "fp8", "--device", "cpu"], "fp8 needs a GPU"),
         (["--device", "tpu"], "device 'tpu' is not"),
@@ -155,4 +187,15 @@ def test_people_read_tables(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None
     shutil.rmtree(copy / "tokenizer")
     damaged = CliRunner().invoke(app, ["inspect", str(copy)]).stdout
     assert "cannot be read" in damaged
-    assert damaged.splitlines()[-1] == f"Problem: '{copy / 'tokenizer'}' is missing."
+    assert f"Problem: '{copy / 'tokenizer'}' is missing" in damaged.splitlines()[-1]
+
+
+def test_every_encoder_and_tokenizer_is_a_part(tmp_path: Path) -> None:
+    write_sd3(tmp_path / "sd3")
+    found = inspect(str(tmp_path / "sd3"))
+    assert {part["name"] for part in found["parts"]} == {
+        *("text_encoder", "text_encoder_2", "text_encoder_3"),
+        *("tokenizer", "tokenizer_2", "tokenizer_3"),
+        *("transformer", "vae"),
+    }
+    assert found["problems"] == []

@@ -36,7 +36,9 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 
 
 def test_there_are_the_promised_commands() -> None:
-    assert {path[0] for path in COMMANDS} == {"serve", "generate", "inspect", "info", "doctor", "bench"}
+    assert {path[0] for path in COMMANDS} == {
+        *("serve", "generate", "inspect", "info", "doctor", "bench", "build", "distill", "evaluate"),
+    }
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

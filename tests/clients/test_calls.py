@@ -39,6 +39,7 @@ def test_what_is_given_is_sent_and_what_is_none_is_not(ask: Asker) -> None:
         "width": 8,
         "height": 4,
         "steps": 2,
+        "guidance": 3.5,
         "format": "jpeg",
         "quality": 80,
         "deadline_ms": 500,
@@ -140,13 +141,8 @@ def test_what_is_no_image_is_told_as_such(content: bytes, media_type: str, said:
 
 def test_models_are_read_and_what_is_new_in_them_is_passed_over(ask: Asker) -> None:
     (model,) = ask(Recorder(content=json.dumps({"data": [MODEL]}).encode()), "models")
-    assert (model.id, model.sizes, model.steps, model.adapters, model.vocabulary) == (
-        "m",
-        ["8x4"],
-        [1],
-        [],
-        {},
-    )
+    assert (model.id, model.sizes, model.steps) == ("m", ["8x4"], [1])
+    assert (model.guided_steps, model.adapters, model.vocabulary) == ([], [], {})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": [{"id": "m"}]}', b"\xff"])

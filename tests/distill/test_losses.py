@@ -63,7 +63,7 @@ def test_rcgm_target_of_an_exact_flow_map_is_the_mean_velocity(order: int) -> No
 
     def mean_velocity(point: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
         shrink = torch.exp(a * (then - now))
-        return point * losses.over((1 - shrink) / (now - then))
+        return point * losses.over((1 - shrink) / (now - then), point)
 
     first = mean_velocity(start, t, t - losses.RCGM_STEP)
     goal = losses.rcgm_target(mean_velocity, start, t, r, first, order=order)
@@ -93,12 +93,62 @@ def test_gap_weight_is_one_for_the_leap_and_tan_for_neighbours() -> None:
     assert weight.tolist() == pytest.approx([1.0, 1 + math.tan(math.pi / 2.5), 1 + math.tan(math.pi / 2.5)])
 
 
-def test_weighted_l2_weighs_rows() -> None:
-    prediction = torch.zeros(2, 1, 1, 2)
+def test_l2_is_the_mean_square_of_a_row() -> None:
     target = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 0.0]]]])
-    assert losses.weighted_l2(prediction, target, torch.tensor([1.0, 3.0])).item() == pytest.approx(
-        (1 + 6) / 2
-    )
+    assert losses.row_errors(torch.zeros_like(target), target).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-4, 1e-3, 0.1, 3.0])
+def test_barron_is_its_formula_and_nearly_the_root_mean_square(error: float) -> None:
+    prediction = torch.full((1, 3, 2, 2), error, dtype=torch.float64, requires_grad=True)
+    (loss,) = losses.row_errors(prediction, torch.zeros_like(prediction), "barron")
+    mse, c = error**2, 1e-3
+    root = (mse / (c**2 + 1e-8) + 1) ** -0.5
+    assert loss.item() == pytest.approx(mse * root / c)
+    if error >= 0.1:
+        assert loss.item() == pytest.approx(error, rel=0.01)
+    # The root is a constant to the gradient, so that is the mean square's, scaled.
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    torch.testing.assert_close(gradient, 2 * prediction.detach() / 12 * root / c)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_consistency_residual_is_the_published_formula(order: int) -> None:
+    """D = 100 (t - r) F - 100 S - target, and F - S / (t - r) - target where there is no room for a step."""
+    x, z = pictures()
+    t, r = times(1, 0.9, 0.5, 0.3, 0.405), times(0, 0.4, 0.1, 0.295, 0.4)
+    teacher = lambda x_t, now, then: torch.sin(x_t) * losses.over(now - 2 * then, x_t)  # noqa: E731
+    target, prediction = torch.randn(SHAPE, dtype=torch.float64), torch.randn(SHAPE, dtype=torch.float64)
+    x_t = losses.mix(x, z, t)
+    near = (t - 0.01).maximum(r)
+    point, moved, here = x_t - 0.01 * target, torch.zeros_like(x_t), near
+    for k in range(1, order + 1):
+        after = near + (r - near) * k / order
+        f = teacher(point, here, after)
+        clean, noise = point - losses.over(here, x_t) * f, point + losses.over(1 - here, x_t) * f
+        point = losses.over(after, x_t) * noise + losses.over(1 - after, x_t) * clean
+        moved, here = moved + f * losses.over(here - after, x_t), after
+    gap = losses.over(t - r, x_t)
+    wide = 100 * gap * prediction - 100 * moved - target
+    narrow = prediction - moved / gap - target
+    residual = torch.where(gap >= 0.01, wide, narrow)
+    goal = losses.rcgm_target(teacher, x_t, t, r, target, order=order)
+    bounded = losses.clamped_target(prediction, goal, t, r)
+    torch.testing.assert_close(bounded, prediction - residual.clamp(-1, 1))
+
+
+def test_targets_below_t() -> None:
+    t, u = times(1, 0.8, 0.5, 0.2, 0.0), times(0, 0.5, 1, 1, 1)
+    torch.testing.assert_close(losses.near_target(t, u), times(1, 0.78, 0.475, 0.19, 0))
+    torch.testing.assert_close(losses.near_target(t, u, 0.02), times(1, 0.792, 0.49, 0.196, 0))
+    torch.testing.assert_close(losses.far_target(t, u), times(1, 0.4, 0, 0, 0))
+    torch.testing.assert_close(losses.far_target(t, u, 0.5), times(1, 0.6, 0.25, 0.1, 0))
+
+
+def test_guided_rows_are_strictly_inside_the_range() -> None:
+    t = times(-0.5, 0, 0.3, 0.9, 1)
+    assert losses.enhanced_rows(t, (0, 1)).tolist() == [False, False, True, True, False]
+    assert losses.enhanced_rows(t, (0.3, 0.9)).tolist() == [False] * 5
 
 
 def test_guidance_moves_the_target_along_the_difference() -> None:
@@ -110,9 +160,9 @@ def test_guidance_moves_the_target_along_the_difference() -> None:
 def test_rectification_vanishes_when_both_trajectories_agree_and_is_bounded() -> None:
     x, z = pictures()
     t = times(0.1, 0.3, 0.5, 0.7, 0.9)
-    blind = lambda x_t, now, then: x_t * losses.over(now.abs())  # noqa: E731
+    blind = lambda x_t, now, then: x_t * losses.over(now.abs(), x_t)  # noqa: E731
     assert losses.rectification_gradient(blind, x, z, t).abs().max() == 0
-    seeing = lambda x_t, now, then: 10 * torch.sign(losses.over(now)) * torch.ones_like(x_t)  # noqa: E731
+    seeing = lambda x_t, now, then: 10 * torch.sign(losses.over(now, x_t)) * torch.ones_like(x_t)  # noqa: E731
     assert losses.rectification_gradient(seeing, x, z, t).unique().tolist() == [-1.0]
 
 
@@ -125,8 +175,8 @@ def test_rectification_moves_samples_towards_the_data_distribution() -> None:
         t = now.abs()
         # Data N(mean, 1): E[z - x | x_t] for x_t = t z + (1 - t) x.
         gain = (t - (1 - t)) / (t**2 + (1 - t) ** 2)
-        centred = x_t - losses.over((1 - t) * mean)
-        return losses.over(gain) * centred - losses.over(mean)
+        centred = x_t - losses.over((1 - t) * mean, x_t)
+        return losses.over(gain, x_t) * centred - losses.over(mean, x_t)
 
     noise = torch.randn(SHAPE, dtype=torch.float64)
     leap = noise - (noise + fake_mean)  # one step: x = z - F = z + fake_mean

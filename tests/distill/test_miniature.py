@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from twinshot_distill.evaluate import draw, evaluate, judge, trials
-from twinshot_distill.export import _description
-from twinshot_distill.tokenizer import build_tokenizer
+from twinshot_distill.miniature.export import _description
+from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import TASKS, is_unseen
 from twinshot_distill.world.vocabulary import OBJECTS

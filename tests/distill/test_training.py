@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill import train
-from twinshot_distill.autoencoder import new_autoencoder, psnr, reconstruction_loss
-from twinshot_distill.configuration import Run, TwinFlowSettings, changed
-from twinshot_distill.dataset import LONG, SHORT, LatentPool, build_corpus
-from twinshot_distill.denoiser import Condition, Denoiser, empty_captions
-from twinshot_distill.export import export
-from twinshot_distill.flow_matching import draw_times, drop_captions
-from twinshot_distill.optimizer import Average, Clock, Optimizer, block_matrices
-from twinshot_distill.tokenizer import LONGEST, build_tokenizer, templated
-from twinshot_distill.twinflow import TwinFlow, draw_rows
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.miniature import train
+from twinshot_distill.miniature.autoencoder import new_autoencoder, psnr, reconstruction_loss
+from twinshot_distill.miniature.configuration import Run, TwinFlowSettings, changed, read_run
+from twinshot_distill.miniature.dataset import LONG, SHORT, Captions, LatentPool, build_corpus
+from twinshot_distill.miniature.denoiser import Denoiser, empty_captions
+from twinshot_distill.miniature.export import export
+from twinshot_distill.miniature.flow_matching import draw_times, drop_captions
+from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.tokenizer import LONGEST, build_tokenizer, templated
+from twinshot_distill.miniature.twinflow import TwinFlowTrainee
+from twinshot_distill.optimizer import _split
 from twinshot_distill.world.captions import caption
 from twinshot_distill.world.composer import Composer
 from twinshot_distill.world.scenes import sample_training_scene
@@ -86,6 +89,11 @@ def test_pool_replaces_its_oldest_latents_first(tokenizer_folder: Path, composer
     pool.refresh()
     kept = (pool._latents == before).flatten(1).all(1)
     assert kept.tolist() == [False, False, True, True, True, True]
+    assert pool.position == 8
+    after = pool._latents.clone()
+    pool.refresh()
+    pool.refill(8)
+    assert torch.equal(pool._latents, after)
     latents, captions = pool.sample(5, LONG)
     assert latents.shape == (5, 8, 32, 32)
     assert captions.tokens.shape == (5, LONG)
@@ -99,21 +107,6 @@ def test_reconstruction_loss_and_psnr_know_a_perfect_copy() -> None:
     assert psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2)).item() == pytest.approx(
         20.0, abs=1e-4
     )
-
-
-def test_rows_have_the_papers_four_groups() -> None:
-    torch.manual_seed(0)
-    x, fake = torch.zeros(400, 1, 1, 1), torch.ones(100, 1, 1, 1)
-    rows = draw_rows(x, fake)
-    e2e, mul, anywhere, adv = (slice(k * 100, (k + 1) * 100) for k in range(4))
-    assert (rows.t[e2e] == 1).all()
-    assert (rows.r[e2e] == 0).all()
-    assert ((rows.r <= rows.t) & (rows.r >= 0.949 * rows.t))[mul].all()
-    assert ((rows.r >= 0) & (rows.r <= rows.t))[anywhere].all()
-    assert 20 < (rows.r[anywhere] == 0).sum() < 80
-    assert ((rows.t == rows.r) & (rows.t < 0))[adv].all()
-    assert rows.x[adv].eq(1).all()
-    assert rows.x[: 3 * 100].eq(0).all()
 
 
 def test_times_of_flow_matching_cover_the_path() -> None:
@@ -132,57 +125,67 @@ def test_dropped_captions_become_the_empty_prompt(tokenizer: PreTrainedTokenizer
     assert torch.equal(drop_captions(other, empty, 0.0).lengths, other.lengths)
 
 
+class FixedPool:
+    """Noise with one caption for all."""
+
+    position = 0
+
+    def refresh(self) -> None:
+        self.position += 1
+
+    def refill(self, position: int) -> None:
+        self.position = position
+
+    def sample(self, count: int, width: int) -> tuple[torch.Tensor, Captions]:
+        tokens = torch.full((count, width), 5, dtype=torch.int32)
+        return torch.randn(count, 8, 32, 32), Captions(tokens, torch.full((count,), 20))
+
+
 def test_one_twinflow_step_trains_the_student_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     torch.manual_seed(0)
-    twin = TwinFlow(Denoiser(), tokenizer, TwinFlowSettings(batch=4), compiled=False)
+    twin = TwinFlowTrainee(Denoiser(), FixedPool(), tokenizer, TwinFlowSettings(batch=4))
     # Fresh models predict zero; a little noise makes every term matter.
-    for model in (twin.student, twin.teacher.module, twin.frozen):
-        for parameter in model.parameters():
-            parameter.data.add_(0.02 * torch.randn_like(parameter))
-    others = [
-        parameter
-        for model in (twin.teacher.module, twin.frozen, twin.text)
-        for parameter in model.parameters()
-    ]
-    condition = Condition(torch.randn(4, SHORT, 192), torch.full((4,), 20))
-    terms = twin.loss(torch.randn(4, 8, 32, 32), condition, condition[slice(0, 2)])
+    models = (twin.student, twin.teacher, twin.start)
+    for parameter in (p for model in models for p in model.parameters()):
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    frozen = [p for model in (twin.teacher, twin.start, twin.averaged) for p in model.parameters()]
+    terms = twin.loss_terms(0)
     assert set(terms) == {"base", "adv", "rectify"}
     assert all(torch.isfinite(term) and term > 0 for term in terms.values())
     torch.autograd.backward(sum(terms.values()))
-    assert all(parameter.grad is None for parameter in others)
+    assert all(parameter.grad is None for parameter in frozen)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in twin.student.layers.parameters())
 
 
+def test_a_stage_goes_on_from_its_last_state(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Interrupted after a save: weights, averages, the optimiser and the pool's place come back."""
+
+    def stage() -> TwinFlowTrainee:
+        torch.manual_seed(0)
+        return TwinFlowTrainee(Denoiser(), FixedPool(), tokenizer, settings)
+
+    settings, run = TwinFlowSettings(batch=4, seconds=0.01), replace(Run(), save_seconds=1e-9)
+    first, again = stage(), stage()
+    train_stage("twinflow", first, dict(first.student.named_parameters()), settings, run, tmp_path)
+    assert list((tmp_path / "state" / "twinflow").iterdir())
+    train_stage("twinflow", again, dict(again.student.named_parameters()), settings, run, tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.student.parameters(), again.student.parameters(), strict=True)
+    )
+    assert first.numbers() == again.numbers()
+    changed_settings = replace(settings, ema=0.5)
+    with pytest.raises(TrainingError, match=r"stage.ema = 0.995, not 0.5"):
+        train_stage(
+            "twinflow", again, dict(again.student.named_parameters()), changed_settings, run, tmp_path
+        )
+
+
 def test_matrices_of_blocks_go_to_muon() -> None:
-    model = Denoiser()
-    matrices, others = block_matrices(model)
-    assert len(matrices) + len(others) == len(list(model.parameters()))
+    named = dict(Denoiser().named_parameters())
+    matrices, others = _split(named)
+    assert len(matrices) + len(others) == len(named)
     assert len(matrices) == 10 * 7 + 3 * 7
     assert all(matrix.ndim == 2 for matrix in matrices)
-
-
-def test_optimizer_lowers_a_loss_and_averages_follow() -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(4, 4)
-    average = Average(layer, 0.9)
-    optimizer = Optimizer([layer.weight], [layer.bias], learning_rate=0.2, warm_up=2)
-    inputs = torch.randn(64, 4)
-    history = []
-    for step in range(60):
-        loss = (layer(inputs) - inputs.flip(1)).square().mean()
-        history.append(float(loss.detach()))
-        optimizer.step(loss, step, step / 60)
-        average.update()
-    assert history[-1] < 0.2 * history[0]
-    assert (average.module.weight - layer.weight).abs().max() < 0.2
-    assert not average.module.weight.requires_grad
-
-
-def test_clock_does_not_count_the_first_steps() -> None:
-    clock = Clock("test", seconds=0.05)
-    steps = list(clock.steps())
-    assert len(steps) >= 3
-    assert clock.progress == 1
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,8 @@ def test_clock_does_not_count_the_first_steps() -> None:
         ("nothing.batch=3", "nothing.batch"),
         ("flow.batch=many", "'many'.*int"),
         ("flow.batch=1.5", "'1.5'.*int"),
+        ("flow.optimizer=3", "flow.optimizer=3"),
+        ("compiled=maybe", "'maybe'.*bool"),
     ],
 )
 def test_unknown_settings_are_named(assignment: str, words: str) -> None:
@@ -201,9 +206,34 @@ def test_unknown_settings_are_named(assignment: str, words: str) -> None:
 
 
 def test_settings_can_be_changed() -> None:
-    run = changed(Run(), ["flow.batch=7", "twinflow.ema=.5"])
-    assert (run.flow.batch, run.twinflow.ema) == (7, 0.5)
+    run = changed(Run(), ["flow.batch=7", "twinflow.ema=.5", "compiled=false", "flow.seconds=2.5"])
+    assert (run.flow.batch, run.twinflow.ema, run.compiled, run.flow.seconds) == (7, 0.5, False, 2.5)
+    run = changed(run, ["twinflow.objective.rectify=.25", "twinflow.objective.distilled=any"])
+    assert (run.twinflow.objective.rectify, run.twinflow.objective.distilled) == (0.25, ("any",))
     assert run.world == Run().world
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[flow]\nbach = 3", "unknown setting 'flow.bach=3'"),
+        ("[flow]\nbatch = 1.5", "1.5 in 'flow.batch=1.5' is not a int"),
+        ("[flow.optimizer]\nname = 3", "3 in 'flow.optimizer.name=3' is not a str"),
+        ("[nothing]\nbatch = 3", "unknown setting .nothing="),
+    ],
+)
+def test_mistakes_in_a_run_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_run(tmp_path / "run.toml")
+
+
+def test_a_run_file_replaces_what_it_says(tmp_path: Path) -> None:
+    text = 'trainer = "miniature"\n[flow]\nseconds = 9\n[twinflow.objective]\ndistilled = ["any"]\n'
+    (tmp_path / "run.toml").write_text(text)
+    run = read_run(tmp_path / "run.toml")
+    assert (run.flow.seconds, run.flow.batch) == (9.0, Run().flow.batch)
+    assert run.twinflow.objective == replace(Run().twinflow.objective, distilled=("any",))
 
 
 def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
@@ -215,10 +245,34 @@ def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
     assert engine.generate([GenerateRequest("a dog", 1)]).images.shape == (1, 256, 256, 3)
 
 
+def test_the_miniature_trains_where_little_more_than_torch_is_installed() -> None:
+    """The machines that train it have torch, transformers, safetensors, numpy, Pillow, typer and rich."""
+    absent = [
+        "pydantic",
+        "pydantic_settings",
+        "diffusers",
+        "fastapi",
+        "structlog",
+        "simplejpeg",
+        "fpng",
+        "httpx2",
+    ]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from pathlib import Path\n"
+        "import twinshot_distill.miniature.train as train\n"
+        "import twinshot_distill.evaluate, twinshot_distill.contact_sheet\n"
+        "from twinshot_distill.miniature.configuration import read_run\n"
+        "read_run(Path(train.__file__).parents[1] / 'configs' / 'miniature.toml')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_training_never_reads_the_verifier() -> None:
     """The judge is frozen and apart: not even an import leads from the trainer to it."""
     program = (
-        "import sys, twinshot_distill.train\n"
+        "import sys, twinshot_distill.miniature.train\n"
         "found = [name for name in sys.modules if name.startswith('twinshot_distill.verifier')]\n"
         "sys.exit(str(found) if found else 0)"
     )
@@ -231,7 +285,7 @@ def test_rehearsal_runs_every_stage_and_resumes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "twinshot_distill.train",
+        "twinshot_distill.miniature.train",
         str(tmp_path),
         "--rehearsal",
         "--device",
@@ -242,7 +296,8 @@ def test_rehearsal_runs_every_stage_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint" / "model_index.json").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "stage" not in again.stdout
+    assert "exported" in again.stderr
+    assert "stage" not in again.stderr
 
 
 def test_an_interrupted_save_leaves_nothing_a_resumed_run_would_trust(

@@ -114,6 +114,14 @@ def write_checkpoint(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that takes prompts of any length."""
+    made = make_tokenizer()
+    made.model_max_length = 4096
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint folder; do not change it."""
     folder = tmp_path_factory.mktemp("tiny")

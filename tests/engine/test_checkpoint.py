@@ -2,21 +2,25 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from twinshot_engine import checkpoint as module
-from twinshot_engine.checkpoint import find_checkpoint
+from twinshot_engine import hub, opening
 from twinshot_engine.config import BUILTIN, EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.types import GenerateRequest
+from twinshot_engine.weights import StoredPart
 
 REQUEST = GenerateRequest("a red apple", seed=3)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -76,7 +80,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown family": (
         lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"),
-        "is a 'FluxPipeline', which is not supported: ZImagePipeline is",
+        "is a 'FluxPipeline', which is not supported; supported: .*ZImagePipeline",
     ),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), "transformer.* is missing"),
     "no config": (lambda f: (f / "transformer/config.json").unlink(), "config.json' is missing"),
@@ -122,7 +126,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_weights(
             f / WEIGHTS, lambda w: w | {"x_pad_token": torch.ones(1, 64, dtype=torch.int8)}
         ),
-        "stores 'x_pad_token' as I8, not as one of BF16, F16, F32, F64",
+        "stores 'x_pad_token' as I8, not as one of F64, F32, F16, BF16,",
     ),
     "shard outside": (point_elsewhere, "which is not a safetensors file beside it"),
     "lost shard": (lose_a_shard, "part-2.safetensors' is missing, though"),
@@ -157,6 +161,44 @@ def test_damaged_checkpoints_are_refused_in_one_sentence(tiny_copy: Path, load: 
     assert text.endswith(".")
     assert "\n" not in text
     assert str(tiny_copy) in text
+
+
+def test_floating_types_may_be_mixed(tiny_copy: Path, load: Load, engine: Engine) -> None:
+    """As in published files, whose norms are often wider than their matrices."""
+    exact = {
+        name: tensor.to(torch.bfloat16).float() for name, tensor in load_file(tiny_copy / WEIGHTS).items()
+    }
+    save_file(exact, tiny_copy / WEIGHTS)
+    expected = load(tiny_copy).latents([REQUEST])
+    kinds = (torch.bfloat16, torch.float32, torch.float64)
+    edit_weights(
+        tiny_copy / WEIGHTS, lambda w: {name: w[name].to(kinds[i % 3]) for i, name in enumerate(sorted(w))}
+    )
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), expected)
+
+
+def test_nothing_half_loaded_stays(tiny: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while somebody keeps the error, whose frames knew the modules."""
+    loaded: list[weakref.ref[nn.Module]] = []
+    fill, read = StoredPart.fill, StoredPart.read_stored
+
+    def note(part: StoredPart, module: nn.Module, *rest: Any) -> None:
+        loaded.append(weakref.ref(module))
+        fill(part, module, *rest)
+
+    def break_off(part: StoredPart, *rest: Any) -> Iterator[Any]:
+        for count, entry in enumerate(read(part, *rest)):
+            if part.folder.name == "vae" and count == 5:
+                raise CheckpointError("a disk was unplugged.") from OSError("input/output error")
+            yield entry
+
+    monkeypatch.setattr(StoredPart, "fill", note)
+    monkeypatch.setattr(StoredPart, "read_stored", break_off)
+    with pytest.raises(CheckpointError, match="unplugged") as caught:
+        load(tiny)
+    assert len(loaded) == 3
+    assert [module() for module in loaded] == [None] * 3
+    assert caught.value.__traceback__ is not None
 
 
 def test_parts_must_fit_together(tiny_copy: Path, load: Load) -> None:
@@ -211,7 +253,7 @@ def test_unknown_references_are_explained(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"There is no folder .* not a Hub id") as caught:
+    with pytest.raises(CheckpointError, match=r"There is no folder or file .* not a Hub id") as caught:
         find_checkpoint(reference)
     assert str(caught.value).endswith(".")
 
@@ -232,39 +274,44 @@ def test_hub_ids_are_taken_apart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "c0ffee" / subfolder).mkdir(parents=True)
+    folder = tmp_path / "c0ffee" / subfolder
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
     asked: list[tuple[str, str | None, list[str]]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        assert not ignore_patterns
         asked.append((name, revision, allow_patterns))
         return str(tmp_path / "c0ffee")
 
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     found = find_checkpoint(reference)
-    assert asked[0][:2] == (repository, revision)
-    assert all(pattern.startswith(subfolder) for pattern in asked[0][2])
-    assert not any(pattern.endswith(("bin", "py", "pt", "*")) for pattern in asked[0][2])
-    assert (found.folder, found.revision) == (tmp_path / "c0ffee" / subfolder, "c0ffee")
+    assert {call[:2] for call in asked} == {(repository, revision)}
+    patterns = [pattern for call in asked for pattern in call[2]]
+    assert all(pattern.startswith(subfolder) for pattern in patterns)
+    assert not any(pattern.endswith(("bin", "py", "pt", "*")) for pattern in patterns)
+    assert (found.folder, found.revision) == (folder, "c0ffee")
 
 
 def test_failing_downloads_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise OSError("no route\nto host.")
 
-    monkeypatch.setattr(module, "snapshot_download", fail)
-    with pytest.raises(
-        CheckpointError, match=r"^'org/name' cannot be fetched from the Hub: no route to host\.$"
-    ):
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    said = "^'org/name' cannot be fetched from the Hub: no route to host; without a network, name a folder.$"
+    with pytest.raises(CheckpointError, match=said):
         find_checkpoint("org/name")
 
 
 def test_missing_subfolders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(CheckpointError, match="'org/name' has no folder 'sub'"):
         find_checkpoint("org/name/sub")
 
 
 def test_a_missing_builtin_checkpoint_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUILTIN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(opening, "BUILTIN_FOLDER", tmp_path / "absent")
     with pytest.raises(CheckpointError, match="The built-in checkpoint is not part of this installation"):
         Engine.load(EngineConfig(BUILTIN))

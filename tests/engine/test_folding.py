@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinshot_engine.precision import FP8, Projection, QuantizedRows, quantize_projections
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer import FoldedTransformer, SingleStreamConfig, SingleStreamTransformer
 from twinshot_engine.transformer.folding import fold_times, folded_slots, is_time, time_slots
 
@@ -45,7 +46,6 @@ def fold(unfolded: SingleStreamTransformer) -> FoldedTransformer:
         parameter.data.zero_() if ".w" in name else parameter.data.fill_(torch.nan)
     for name, slot in folded_slots(folded).items():
         slot.place(parameters[slot.parameter].data).copy_(state[name])
-    folded.table = fold_times(unfolded, TIMES)
     return folded.eval()
 
 
@@ -74,10 +74,12 @@ def test_folded_equals_unfolded(row: int, change: dict[str, Any]) -> None:
     unfolded = open_form(**change)
     folded = fold(unfolded)
     latents, embeddings, lengths = inputs()
-    t, target_t = (torch.tensor([time]) for time in TIMES[row])
+    # A network with one embedder knows one time, which is t wherever the data is aimed at.
+    times = TIMES[row] if unfolded.t_embedder_2 else (single_time(*TIMES[row]), 0.0)
+    t, target_t = (torch.tensor([time]) for time in times)
     expected = unfolded(latents, unfolded.embed_time(t, target_t), embeddings, lengths)
     caption = folded.refine_caption(embeddings, lengths)
-    result = folded.predict(latents, caption, folded.modulation(folded.table[row]))
+    result = folded.predict(latents, caption, folded.modulation(fold_times(unfolded, TIMES)[row]))
     assert far(result, expected) < 1e-5
 
 
@@ -112,7 +114,6 @@ def test_one_row_serves_a_whole_batch_as_rows_of_their_own_do() -> None:
 def to_fp8(folded: FoldedTransformer) -> FoldedTransformer:
     """Quantise projections in place of a loader: per output channel, by the formula."""
     quantized = copy.deepcopy(folded).to(torch.bfloat16)
-    quantized.table = folded.table
     weights = {n: m.weight.data.float() for n, m in quantized.named_modules() if isinstance(m, Projection)}
     quantize_projections(quantized, lambda name: not name.startswith("context_refiner"))
     for name, part in quantized.named_modules():
@@ -125,15 +126,15 @@ def to_fp8(folded: FoldedTransformer) -> FoldedTransformer:
 
 @torch.no_grad()
 def test_fp8_differs_by_its_rounding_alone() -> None:
-    folded = fold(open_form())
+    unfolded = open_form()
+    folded, table = fold(unfolded), fold_times(unfolded, TIMES)
     half, quantized = copy.deepcopy(folded).to(torch.bfloat16), to_fp8(folded)
-    half.table = folded.table
     latents, embeddings, lengths = inputs()
 
     def run(model: FoldedTransformer) -> Tensor:
         dtype = model.cap_pad_token.dtype
         caption = model.refine_caption(embeddings.to(dtype), lengths)
-        return model.predict(latents.to(dtype), caption, model.modulation(model.table[0])).float()
+        return model.predict(latents.to(dtype), caption, model.modulation(table[0])).float()
 
     exact = run(folded)
     assert quantized.layers[0].get_parameter("attention.to_qkv.weight").dtype == FP8
@@ -168,3 +169,14 @@ def test_rows_do_not_reach_a_plain_projection() -> None:
     rows = QuantizedRows(torch.zeros(2, 16).to(FP8), torch.ones(2, 1))
     with pytest.raises(TypeError, match="quantised rows reached a projection"):
         Projection(16, 16)(rows)
+
+
+def test_without_a_second_embedder_both_times_become_one() -> None:
+    """As TwinFlow trains LoRAs: t - target / 2, but t where the pass aims at its own time."""
+    unfolded = open_form(second_time_embedder=False)
+    folded = fold_times(unfolded, [(0.8, 0.6), (0.8, 0.8), (0.8, 0.0)])
+    expected = [
+        unfolded.modulate(unfolded.embed_time(torch.tensor([t]), torch.zeros(1))).pack()
+        for t in (0.5, 0.8, 0.8)
+    ]
+    torch.testing.assert_close(folded, torch.stack(expected))

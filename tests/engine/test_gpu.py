@@ -114,11 +114,12 @@ def test_fp8_draws_nearly_the_same_picture() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_a_full_size_pass_is_as_exact_as_diffusers() -> None:
-    config = EngineConfig("random:z-image", "cuda", "bf16", sizes=((1024, 1024),), steps=(1,))
+@pytest.mark.parametrize(("name", "slack"), [("z-image", 1.2), ("sana-1.6b", 1.5), ("sana-sprint-0.6b", 1.5)])
+def test_a_full_size_pass_is_as_exact_as_diffusers(name: str, slack: float) -> None:
+    config = EngineConfig(f"random:{name}", "cuda", "bf16", sizes=((1024, 1024),), steps=(1,))
     checkpoint, job = find_random(config.checkpoint), Job(1024, 1024, samples=1, warm=0)
     systems = compare(checkpoint, [config], job, lambda _: b"", lambda _: None, compiled=False)
     rows = [row for rows in systems for row in rows]
     for key in ("denoise_error", "decode_levels"):
         ours, theirs = (row[key] for row in rows if key in row)
-        assert ours <= 1.2 * theirs, f"{key}: {ours}, diffusers in bf16: {theirs}"
+        assert ours <= slack * theirs, f"{key}: {ours}, diffusers in bf16: {theirs}"

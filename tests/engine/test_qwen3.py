@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3Model
 
-from twinshot_engine.checkpoint import find_checkpoint
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import InvalidRequestError
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.text import CaptionCache, ChatTokenizer, Qwen3Encoder
 from twinshot_engine.text.qwen3 import build_model, encoder_slots, find_encoder, read_config
 from twinshot_engine.weights import Slot

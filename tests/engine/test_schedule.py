@@ -1,6 +1,7 @@
 """Schedules against the published ones, and the update rule against its definition."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 
 from twinshot_engine.schedule import (
     SUPPORTED_STEPS,
+    Steps,
     advance,
     any_step,
     few,
     multi_step,
     schedule_for,
+    single_time,
 )
 
 
@@ -63,9 +66,9 @@ def test_each_step_count_has_its_schedule() -> None:
     assert all(schedule_for(steps) == multi_step(steps) for steps in (16, 64))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 65])
+@pytest.mark.parametrize("steps", [0, -1, 101])
 def test_other_step_counts_are_an_error(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"{steps} steps are not supported: 1 to 64 are"):
+    with pytest.raises(ValueError, match=f"{steps} steps are not supported: 1 to 100 are"):
         schedule_for(steps)
 
 
@@ -99,3 +102,34 @@ def test_the_true_velocity_recovers_the_data_in_one_pass() -> None:
     (weights,) = schedule_for(1).weights
     recovered = advance(noise, noise - data, torch.zeros_like(noise), torch.tensor(weights).double())
     torch.testing.assert_close(recovered, data)
+
+
+def test_a_step_count_may_name_its_schedule() -> None:
+    assert schedule_for(Steps.parse("any:4")) == any_step(4)
+    assert schedule_for(Steps.parse("multi:4")) == multi_step(4)
+    assert schedule_for(Steps.parse("few:2")) == schedule_for(Steps.parse("2")) == few(2)
+    named = pickle.loads(pickle.dumps(Steps.parse("any:30")))  # as it goes to another process
+    assert (named, f"{named}", schedule_for(named)) == (30, "30", any_step(30))
+
+
+@pytest.mark.parametrize("text", ["", "x", "any", "any:", "some:4", "4:any", "-1", "1.5", "any:4 ", "٤"])
+def test_what_is_no_step_count_is_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=f"steps {text!r} is not a count such as 4, any:8 or multi:30"):
+        Steps.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("few:3", "3 steps have no few-step"), ("any:0", "0 steps are not"), ("multi:101", "101 steps are not")],
+)
+def test_unsupported_counts_are_refused_where_they_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Steps.parse(text)
+
+
+def test_guidance_is_for_ordinary_flow_samplers() -> None:
+    assert [make(4).takes_guidance for make in (few, any_step, multi_step)] == [False, False, True]
+
+
+def test_a_network_of_one_time_is_told_both() -> None:
+    assert (single_time(0.8, 0.0), single_time(0.8, 0.6), single_time(0.8, 0.8)) == (0.8, 0.5, 0.8)

@@ -134,6 +134,43 @@ def test_attention(
         assert error <= 2 * usual + (5e-6 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 128), (8, 2, 64), (3, 1, 8)])
+def test_keys_behind_a_length_are_not_seen(
+    place: str, heads: int, kv_heads: int, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(3, 129, heads, width).to(place, dtype)
+    key, value = torch.randn(2, 3, 77, kv_heads, width).to(place, dtype)
+    lengths = torch.tensor([1, 40, 77], dtype=torch.int32, device=place)
+    results = [
+        form(query, key, value, key_lengths=lengths) for form in (ops.attention, ops.attention_reference)
+    ]
+    for row, length in enumerate(lengths.tolist()):
+        part = query[row : row + 1], key[row : row + 1, :length], value[row : row + 1, :length]
+        exact, plain = exact_attention(*part), plain_attention(*part)
+        for result in results:
+            error, usual = ((x.double() - exact).abs().max() for x in (result[row : row + 1], plain))
+            assert error <= 2 * usual + (5e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 128), (8, 2, 64), (3, 1, 8)])
+def test_causal_queries_may_be_the_last_of_their_row(
+    place: str, heads: int, kv_heads: int, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, 77, heads, width).to(place, dtype)
+    key, value = torch.randn(2, 2, 77, kv_heads, width).to(place, dtype)
+    exact, plain = (form(query, key, value, True)[:, 34:] for form in (exact_attention, plain_attention))
+    for form in (ops.attention, ops.attention_reference):
+        result = form(query[:, 34:], key, value, causal=True)
+        error, usual = ((x.double() - exact).abs().max() for x in (result, plain))
+        assert error <= 2 * usual + (5e-6 if dtype == torch.float32 else 4e-3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("wanted", ["fa3", "cudnn", "sdpa"])
 def test_every_backend_agrees(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
@@ -144,6 +181,13 @@ def test_every_backend_agrees(monkeypatch: pytest.MonkeyPatch, wanted: str) -> N
     exact, plain = exact_attention(query, key, value), plain_attention(query, key, value)
     error, usual = ((x.double() - exact).abs().max() for x in (ops.attention(query, key, value), plain))
     assert error <= 2 * usual + 1e-3
+    lengths = torch.tensor([200, 333], dtype=torch.int32, device="cuda")
+    result = ops.attention(query, key, value, key_lengths=lengths)
+    first = exact_attention(query[:1], key[:1, :200], value[:1, :200])
+    assert (result[1:].double() - exact[1:]).abs().max() <= 2 * usual + 1e-3
+    assert (result[:1].double() - first).abs().max() <= 2 * usual + 2e-3
+    last = ops.attention(query[:, 200:], key, value, causal=True)
+    assert (last.double() - exact_attention(query, key, value, True)[:, 200:]).abs().max() <= 2 * usual + 2e-3
 
 
 @pytest.mark.parametrize("width", [320, 384, 512])
@@ -203,6 +247,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.attention(three, two, two)
     with pytest.raises(ValueError, match="4 queries to 3 keys"):
         ops.attention(two, two[:, :3], two[:, :3], causal=True)
+    lengths = torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="key_lengths is given together with causal"):
+        ops.attention(two, two, two, causal=True, key_lengths=lengths)
+    for wrong in (lengths.long(), lengths.repeat(2)):
+        with pytest.raises(ValueError, match=r"accepted: torch.int32 of \(1,\)"):
+            ops.attention(two, two, two, key_lengths=wrong)
     for heads, width in ((2, 512), (1, 256), (1, 330)):
         odd = torch.randn(1, 4, heads, width)
         with pytest.raises(

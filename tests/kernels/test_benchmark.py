@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from twinshot_kernels import benchmark, benchmark_cases
+from twinshot_kernels import benchmark, benchmark_cases, benchmark_sana
 
 SMALL: dict[str, Any] = {
     "DEVICE": "cpu",
@@ -27,9 +27,36 @@ SMALL: dict[str, Any] = {
     "TEXT_HEADS": 4,
     "TEXT_KV_HEADS": 2,
     "IMAGES": ((32, 6), (64, 3)),
+    "DUAL_WIDTH": 48,
+    "DUAL_HIDDEN": 40,
+    "DUAL_HEADS": 2,
+    "DUAL_IMAGES": ((24, 5),),
     "WIDE_TOKENS": 9,
     "WIDE_HEAD_DIMS": (320,),
 }
+SMALL_SANA: dict[str, Any] = {
+    "DEVICE": "cpu",
+    "SIDE": 4,
+    "HEADS": 3,
+    "HEAD_DIM": 16,
+    "HIDDEN": 24,
+    "IMAGES": ((16, 8), (32, 4)),
+    "VIT_CHANNELS": 32,
+    "VIT_SIDE": 6,
+    "TEXT_TOKENS": 5,
+    "PREFIX": 7,
+    "TEXT_HEAD_DIM": 16,
+    "TEXT_HIDDEN": 20,
+}
+
+
+@pytest.fixture
+def small_cases(monkeypatch: pytest.MonkeyPatch) -> list[benchmark_cases.Case]:
+    """Every case on small tensors."""
+    for module, values in ((benchmark_cases, SMALL), (benchmark_sana, SMALL_SANA)):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    return [*benchmark_cases.cases(), *benchmark_sana.sana_cases()]
 
 
 def flat(result: Any) -> Tensor:
@@ -37,10 +64,8 @@ def flat(result: Any) -> Tensor:
     return torch.cat([part.double().flatten() for part in parts])
 
 
-def test_both_sides_of_every_case_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SMALL.items():
-        monkeypatch.setattr(benchmark_cases, name, value)
-    for case in benchmark_cases.cases():
+def test_both_sides_of_every_case_compute_the_same(small_cases: list[benchmark_cases.Case]) -> None:
+    for case in small_cases:
         torch.manual_seed(0)
         ours = flat(case.call(*case.make()))
         torch.manual_seed(0)
@@ -48,12 +73,10 @@ def test_both_sides_of_every_case_compute_the_same(monkeypatch: pytest.MonkeyPat
         assert (ours - theirs).norm() <= 0.06 * theirs.norm(), case
 
 
-def test_bytes_are_those_of_inputs_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SMALL.items():
-        monkeypatch.setattr(benchmark_cases, name, value)
-    for case in benchmark_cases.cases():
-        # These two are given more than they read.
-        if case.op in ("qk_norm_rotary", "scaled_linear"):
+def test_bytes_are_those_of_inputs_and_results(small_cases: list[benchmark_cases.Case]) -> None:
+    for case in small_cases:
+        # These are given more than they read.
+        if case.op in ("qk_norm_rotary", "joint_norm_rotary", "scaled_linear"):
             continue
         arguments = case.make()
         results = case.call(*arguments)
@@ -65,7 +88,7 @@ def test_bytes_are_those_of_inputs_and_results(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_operation_is_refused() -> None:
-    with pytest.raises(ValueError, match="Unknown operation 'softmax'; accepted: attention, gated_"):
+    with pytest.raises(ValueError, match="Unknown operation 'softmax'; accepted: attention, bias_"):
         benchmark.measure_kernels(["softmax"])
 
 

@@ -26,6 +26,8 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
     table = torch.randn(3, 4).to(place)
     wide = torch.randn(1, 9, 1, 320).to(place, torch.bfloat16)
     packed = torch.randn(2, 3, 6 * 8).to(place)
+    heads, tokens = packed.view(2, 3, 6, 8), torch.randn(2, 4, 9, 8).to(place)
+    doubled = torch.randn(2, 8, 18, 2).to(place)
     return {
         "rms_norm": [(y, scale, EPS), (half, per_image, EPS)],
         "rms_norm_fp8": [(y, scale, EPS)],
@@ -33,6 +35,20 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "residual_norm_fp8": [(x, y, scale, EPS)],
         "gated_residual_norm": [(x, y, scale, per_image, EPS)],
         "gated_residual_norm_fp8": [(half, half.flip(0), scale, scale, EPS)],
+        "layer_norm": [(y, scale, scale, EPS), (half, per_image, scale, EPS)],
+        "layer_norm_fp8": [(y, scale, per_image, EPS)],
+        "gated_residual_layer_norm": [(x, y, scale, per_image, scale, EPS)],
+        "gated_residual_layer_norm_fp8": [(half, half.flip(0), scale, scale, per_image, EPS)],
+        "geglu": [(x, y), (half, half.flip(0))],
+        "geglu_fp8": [(y, x)],
+        "gelu_fp8": [(y,), (half,)],
+        "joint_norm_rotary": [(packed, scale[:32].view(2, 2, 8), table, table, 2, EPS, 2)],
+        "rms_norm_silu": [
+            (image, channel, EPS, None, True),
+            (image.bfloat16(), channel, EPS, channel, False),
+        ],
+        "residual_sum": [(image, image.flip(0), None), (image.bfloat16(), image.bfloat16(), channel)],
+        "residual_rms_norm_silu": [(image, image.flip(0), channel, EPS, channel, True)],
         "swiglu": [(x, y), (half, half.flip(0))],
         "swiglu_fp8": [(y, x)],
         "quantize_rows": [(y,), (half,)],
@@ -52,6 +68,19 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "quantize_taps": [(image.permute(0, 2, 3, 1).repeat(1, 1, 1, 4), channel[:3])],
         "quantize_pixels": [(image, 3, None), (image, 3, channel)],
+        "gated_residual": [(x, y, scale), (half, half.flip(0), per_image)],
+        "embed_rows": [(y[0].contiguous(), torch.tensor([[2, 0], [1, 1]]).to(place), 3.0)],
+        "bias_silu": [(y, scale), (half, scale)],
+        "pixel_norm": [(y, scale, scale, EPS, None), (half, scale, scale, EPS, half.flip(0))],
+        "pixel_norm_taps": [(y, scale, scale, x[0].t(), EPS)],
+        "linear_attention": [(heads, heads.flip(0), heads)],
+        "depthwise_glu": [(tokens, tokens[0, 0], scale[:8])],
+        "depthwise_mix": [(tokens, tokens[0, 0], scale.view(2, 4, 8)[..., :4])],
+        "upsample_shortcut": [
+            (tokens, scale[:8], tokens[..., :4], False),
+            (doubled, scale[:2], tokens[..., :4], True),
+        ],
+        "capped_attention": [(heads, heads, heads.flip(0), heads[0, :2], heads[0, :2], 0.5, 2.0, 3)],
         "wide_attention": [(wide, wide.flip(1), wide)],
     }
 
@@ -94,6 +123,27 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "rms_norm": lambda x, y, v: ops.rms_norm(x, v, EPS),
     "residual_norm": lambda x, y, v: ops.residual_norm(x, y, v, EPS)[1],
     "gated_residual_norm": lambda x, y, v: ops.gated_residual_norm(x, y, v, v, EPS)[1],
+    "layer_norm": lambda x, y, v: ops.layer_norm(x, v, y[:, :1], EPS),
+    "gated_residual_layer_norm": lambda x, y, v: ops.gated_residual_layer_norm(x, y, v, v, v, EPS)[1],
+    "joint_norm_rotary": lambda x, y, v: torch.cat(
+        ops.joint_norm_rotary(
+            torch.cat((x, y, x), -1),
+            v.view(2, 2, 8),
+            y[0, :, :4],
+            y[0, :, 4:8],
+            EPS,
+            split=1,
+            heads=4,
+        ),
+        dim=2,
+    ),
+    "linear_gelu": lambda x, y, v: ops.linear_gelu(x, y[0, :, :], v[:3]),
+    "rms_norm_silu": lambda x, y, v: ops.rms_norm_silu(x[..., None], v[:3], EPS, channel_bias=v[3:6]),
+    "residual_sum": lambda x, y, v: ops.residual_sum(x[..., None], y[..., None], channel_bias=v[:3]),
+    "residual_rms_norm_silu": lambda x, y, v: ops.residual_rms_norm_silu(
+        x[..., None], y[..., None], v[:3], EPS
+    )[1],
+    "geglu": lambda x, y, v: ops.geglu(x, y),
     "swiglu": lambda x, y, v: ops.swiglu(x, y),
     "qk_norm_rotary": lambda x, y, v: torch.cat(
         ops.qk_norm_rotary(

@@ -124,6 +124,20 @@ def test_swiglu(
     agree_fp8(*ops.swiglu_fp8(gate, up), exact)
 
 
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 123), (5, 2049), (2, 10240)])
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's, in the interpreter
+def test_geglu(
+    rows: Rows, agree: Agree, agree_fp8: Agree, dtype: torch.dtype, layout: str, shape: tuple[int, ...]
+) -> None:
+    gate, up = 4 * rows(layout, *shape, dtype=dtype), rows("slice", *shape, dtype=dtype)
+    inner = (2 / torch.pi) ** 0.5 * (gate.double() + 0.044715 * gate.double() ** 3)
+    exact = gate.double() / 2 * (1 + inner.tanh()) * up.double()
+    agree(ops.geglu(gate, up), exact, functional.gelu(gate, approximate="tanh") * up)
+    agree_fp8(*ops.geglu_fp8(gate, up), exact)
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's, in the interpreter
 def test_swiglu_of_large_values_is_finite(rows: Rows) -> None:
     gate = torch.tensor([[-1e4, -100.0, 100.0, 1e4]], device=rows("whole", 1).device)

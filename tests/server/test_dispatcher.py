@@ -67,6 +67,11 @@ async def draw(dispatcher: Dispatcher, *jobs: Job) -> list[int]:
     return [Image.open(io.BytesIO(picture.content)).getpixel((0, 0))[0] for picture in pictures]
 
 
+async def heard(dispatcher: Dispatcher) -> None:
+    """Wait until the engine has read what it was sent before: it answers in order."""
+    await dispatcher.engines.validate(GenerateRequest("a", 1, 64, 32))
+
+
 def drawn_seeds(engine: Any) -> list[list[int]]:
     return [[request.seed for request in batch] for batch in engine.batches]
 
@@ -137,6 +142,7 @@ def test_cancelled_jobs_are_dropped_at_each_gate(engine: Any) -> None:
         for job in jobs[:3]:  # being drawn, next in the engine, waiting
             job.done.cancel()
         await until(lambda: dispatcher.waiting == 1)
+        await heard(dispatcher)
         engine.release()
         await jobs[3].done
         await until(lambda: dispatcher.running == 0)
@@ -161,6 +167,7 @@ def test_a_deadline_ends_what_was_accepted(engine: Any) -> None:
         dispatcher.submit([late])
         with pytest.raises(DeadlineError):
             await late.done
+        await heard(dispatcher)
         engine.release()
         await first.done
         assert await draw(dispatcher, make_job(2)) == [2]
@@ -200,16 +207,36 @@ def test_the_queue_keeps_what_waits_while_an_engine_is_replaced(engine: Any) -> 
             dispatcher.submit([job])
         await until(lambda: dispatcher.engines[0].running == 2)
         dispatcher.engines[0].child.kill()
-        for job in jobs[:2]:
-            with pytest.raises(FailedError, match="ended while it drew"):
-                await job.done
+        with pytest.raises(FailedError, match="ended while it drew"):
+            await jobs[0].done
+        assert dispatcher.waiting == 4  # the one that the engine had not begun with is back
         assert not dispatcher.engines.available
         with pytest.raises(NotReadyError, match="restarted"):
             dispatcher.submit([make_job()])
+        engine.forget_warm_up()
         engine.release()
-        assert len(await asyncio.gather(*(job.done for job in jobs[2:]))) == 3
+        assert len(await asyncio.gather(*(job.done for job in jobs[1:]))) == 4
 
     run(test, engine)
+    assert [seeds for seeds in drawn_seeds(engine) if seeds != [0]][-4:] == [[1], [2], [3], [4]]
+
+
+def test_what_nobody_wants_does_not_come_back_from_an_engine_that_ended(engine: Any) -> None:
+    async def test(dispatcher: Dispatcher) -> None:
+        engine.hold()
+        jobs = [make_job(seed) for seed in range(3)]
+        for job in jobs:
+            dispatcher.submit([job])
+        await until(lambda: dispatcher.engines[0].running == 2)
+        jobs[1].done.cancel()
+        dispatcher.engines[0].child.kill()
+        with pytest.raises(FailedError):
+            await jobs[0].done
+        engine.release()
+        await jobs[2].done
+
+    run(test, engine)
+    assert [1] not in drawn_seeds(engine)
 
 
 def test_a_hung_engine_is_noticed_and_replaced(engine: Any) -> None:

@@ -18,6 +18,7 @@ from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.engine_worker import EngineWorker
 from twinshot_server.processes.messages import (
     Answered,
+    Begin,
     CannotLoad,
     ChangeAdapter,
     Draw,
@@ -35,7 +36,9 @@ from twinshot_server.processes.messages import (
 class Front:
     """A worker on a thread, and what it says."""
 
-    def __init__(self, load: Callable[[Any], Any], batches: Sequence[int] = (1,)) -> None:
+    def __init__(
+        self, load: Callable[[Any], Any], batches: Sequence[int] = (1,), *, measure: bool = True
+    ) -> None:
         self.stream, theirs = socket.socketpair()
         self.stream.settimeout(10)
         self.arena = Arena(8)
@@ -52,6 +55,7 @@ class Front:
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
+        self.say(Begin(measure))
 
     def say(self, message: object) -> None:
         channel.send(self.stream, message)
@@ -138,6 +142,22 @@ def test_it_tells_how_loading_goes_and_what_things_cost(engine: Any) -> None:
     assert kinds == {(size, 1, batch) for size in sizes for batch in (1, 2)} | {((64, 32), 2, 1)}
     assert all(cost.seconds > 0 for cost in ready.costs)
     front.close()
+
+
+def test_what_is_known_is_not_measured_again(engine: Any) -> None:
+    front = Front(lambda _progress: engine, measure=False)
+    assert front.hear() == Ready(engine.info, (), ())
+    assert engine.batches == []
+    front.close()
+
+
+def test_a_front_that_is_gone_at_once_ends_it(engine: Any) -> None:
+    ours, theirs = socket.socketpair()
+    worker = EngineWorker(theirs, Arena(1), lambda _progress: engine, (1,))
+    ours.close()
+    worker.run()
+    theirs.close()
+    assert engine.batches == []
 
 
 @pytest.mark.parametrize(
@@ -243,6 +263,28 @@ def test_it_validates_while_it_draws(front: Front, engine: Any) -> None:
     assert "what?" not in refusal
     engine.release()
     front.hear_batch()
+
+
+def test_pictures_are_drawn_while_an_adapter_is_loaded(engine: Any) -> None:
+    release, adapters = threading.Event(), []
+    engine.adapters = adapters
+
+    def load(name: str, _source: str) -> None:
+        assert release.wait(10)
+        adapters.append(name)
+
+    engine.load_adapter = load
+    front = Front(lambda _progress: engine)
+    front.hear()
+    front.hear()
+    front.say(ChangeAdapter(7, "ink", "/somewhere"))
+    front.say(Draw(1, [Task(0, 0, GenerateRequest("a", 1, 64, 32))]))
+    assert isinstance(front.hear(), Drawn)
+    assert isinstance(front.hear(), Finished)
+    front.say(Draw(2, [Task(1, 0, GenerateRequest("a", 1, 64, 32, adapter="ink"))]))
+    release.set()
+    assert front.hear() == Answered(7, None, ("ink",))
+    assert isinstance(front.hear(), Drawn)
 
 
 def test_an_engine_without_adapters_says_so(front: Front) -> None:

@@ -34,6 +34,16 @@ def popped(queue: FairQueue) -> list[list[int]]:
     return batches
 
 
+def test_what_is_put_back_comes_first_of_its_kind() -> None:
+    queue = queue_of(*(make_job(seed) for seed in range(3)))
+    first, second = queue.pop() + queue.pop()
+    queue.put_back(second)
+    queue.put_back(first)
+    assert popped(queue) == [[0], [1], [2]]
+    queue.put_back(first)  # its flow is gone by now
+    assert popped(queue) == [[0]]
+
+
 def test_equals_are_served_in_their_order() -> None:
     queue = queue_of(*(make_job(seed) for seed in range(3)))
     assert len(queue) == 3
@@ -107,6 +117,12 @@ def test_adapters_and_steps_are_not_mixed() -> None:
         make_job(4, adapter="a"),
     ]
     assert sorted(popped(queue_of(*jobs, largest=4, pays=True))) == [[0, 3], [1, 4], [2]]
+
+
+def test_guidance_is_not_mixed_and_costs_its_second_pass() -> None:
+    jobs = [make_job(0), make_job(1, guidance=3.0), make_job(2), make_job(3, guidance=4.0)]
+    assert [job.kind.passes for job in jobs] == [1, 2, 1, 2]
+    assert sorted(popped(queue_of(*jobs, largest=4, pays=True))) == [[0, 2], [1], [3]]
 
 
 def test_jobs_can_be_taken_out() -> None:

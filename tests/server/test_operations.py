@@ -79,11 +79,13 @@ def test_draining_is_unready_but_serves_and_then_refuses(
     make_client: Callable[..., TestClient],
 ) -> None:
     client = make_client(admin_key="operator-secret", drain_seconds=0.3)
+    assert "connection" not in client.get("/readyz").headers
     answer = client.post("/admin/drain", headers={"Authorization": "Bearer operator-secret"})
     assert (answer.status_code, answer.json()["status"]) == (200, "draining")
     assert client.get("/readyz").status_code == 503
     assert client.get("/livez").status_code == client.get("/startupz").status_code == 200
-    assert client.post("/generate", json={"prompt": "a"}).status_code == 200
+    served = client.post("/generate", json={"prompt": "a"})
+    assert (served.status_code, served.headers["connection"]) == (200, "close")
     until(lambda: dispatcher_of(client).closing)
     refused = client.post("/generate", json={"prompt": "a"})
     assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")

@@ -64,6 +64,20 @@ def test_an_engine_that_hangs_is_noticed_and_replaced(server: Server) -> None:
     assert server.metric('twinshot_engine_restarts_total{reason="hang"}') == 1
 
 
+def test_a_restarted_engine_has_its_adapters_again(tmp_path: Path) -> None:
+    with running(tmp_path, *STUB, TWINSHOT_ADMIN_KEY="operators-secret", **FAST) as server:
+        operator = {"Authorization": "Bearer operators-secret"}
+        url = f"{server.url}/admin/adapters"
+        assert httpx2.put(f"{url}/ink", json={"source": "/x"}, headers=operator).status_code == 200
+        inked = server.post(seed=7, adapter="ink").content
+        server.kill_child("engine")
+        eventually(lambda: server.metric('twinshot_engine_restarts_total{reason="exit"}') == 1)
+        eventually(lambda: server.health() == 200)
+        assert httpx2.get(url, headers=operator).json() == {"adapters": ["ink"]}
+        eventually(lambda: server.post(seed=7, adapter="ink").content == inked)
+        assert httpx2.delete(f"{url}/ink", headers=operator).json() == {"adapters": []}
+
+
 def test_children_do_not_know_the_keys(tmp_path: Path) -> None:
     with running(tmp_path, *STUB, TWINSHOT_API_KEYS="ann=anns-secret", **FAST) as server:
         assert server.post().status_code == 401

@@ -6,13 +6,17 @@ import asyncio
 import os
 import socket
 import threading
+from enum import Enum
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from twinshot_server import gpus
 from twinshot_server.images import ImageFormat
-from twinshot_server.loading import _own_device
+from twinshot_server.loading import _own_device, engine_config
 from twinshot_server.processes import channel
 from twinshot_server.processes.arena import SLOT_BYTES, Arena
 from twinshot_server.processes.encoder_worker import run_encoder
@@ -74,6 +78,19 @@ def test_foreign_objects_are_not_made() -> None:
             channel.receive(ours)
 
 
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_orders_pass_on_pythons_that_pickle_enumerations_by_getattr(
+    image_format: ImageFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As 3.11.0 to 3.11.3 do, Debian 12's own among them.
+    monkeypatch.setattr(Enum, "__reduce_ex__", lambda self, _protocol: (getattr, (type(self), self.name)))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        order = Encode(1, 0, (64, 32), image_format, None)
+        channel.send(theirs, order)
+        assert channel.receive(ours) == order
+
+
 def test_slots_are_apart_and_shared_by_the_descriptor() -> None:
     arena = Arena(3)
     other = Arena(3, os.dup(arena.descriptor))
@@ -131,3 +148,60 @@ def test_each_replica_has_a_gpu_of_its_own(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert _own_device(Settings(device=device, replicas=replicas, replica=replica)) == expected
+
+
+class MadeUpDriver:
+    """libcuda with so many GPUs, or one that cannot start."""
+
+    def __init__(self, count: int, fault: int = 0) -> None:
+        self._count = count
+        self._fault = fault
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+        return self._fault
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802 - the driver's name
+        count._obj.value = self._count
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("replicas", "device", "driver", "expected"),
+    [
+        ("auto", "auto", MadeUpDriver(8), 8),
+        ("auto", "cuda", MadeUpDriver(2), 2),
+        ("auto", "cuda:1", MadeUpDriver(2), 1),
+        ("auto", "cpu", MadeUpDriver(2), 1),
+        ("auto", "auto", MadeUpDriver(0), 1),
+        ("auto", "auto", MadeUpDriver(2, fault=100), 1),
+        ("auto", "auto", None, 1),
+        ("3", "cpu", None, 3),
+    ],
+)
+def test_automatic_replicas_are_one_a_gpu(
+    replicas: Any, device: str, driver: MadeUpDriver | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_name: str) -> MadeUpDriver:
+        if driver is None:
+            raise OSError("no such file")
+        return driver
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", load)
+    assert gpus.count_replicas(Settings(device=device, replicas=replicas)) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "65", "two", "-1", "1.5", ""])
+def test_other_replicas_are_refused_in_words(value: Any) -> None:
+    with pytest.raises(ValidationError, match="not 'auto' or a whole number from 1 to 64"):
+        Settings(replicas=value)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "threads", "expected"),
+    [(1, None, None), (2, None, 4), (3, None, 2), (16, None, 1), (2, 5, 5)],
+)
+def test_replicas_share_the_cores(
+    replicas: int, threads: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert engine_config(Settings(device="cpu", replicas=replicas, threads=threads)).threads == expected

@@ -23,7 +23,8 @@ def dispatcher_of(client: TestClient) -> Dispatcher:
 def make_job(seed: int = 0, size: tuple[int, int] = (64, 32), **options: Any) -> Job:
     """A job for the fake engine, on the running loop, with a deadline far away unless told otherwise."""
     steps, adapter = options.pop("steps", 1), options.pop("adapter", None)
-    request = GenerateRequest("a red car", seed, *size, steps, adapter)
+    guidance = options.pop("guidance", 1.0)
+    request = GenerateRequest("a red car", seed, *size, steps, adapter, guidance)
     defaults = {
         "image_format": ImageFormat.PNG,
         "quality": None,

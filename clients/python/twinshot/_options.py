@@ -21,7 +21,8 @@ class Options(TypedDict, total=False):
         size: `"WIDTHxHEIGHT"`, short for the next two.
         width: in pixels, together with height.
         height: in pixels, together with width.
-        steps: forward passes.
+        steps: steps along the schedule; more is slower.
+        guidance: 1 to 20, how strongly each step follows the prompt; for the model's `guided_steps` alone.
         format: `"png"`, `"jpeg"` or `"webp"`.
         quality: 1 to 100, for jpeg and webp.
         deadline_ms: have it refused at once if it would take longer.
@@ -40,6 +41,7 @@ class Options(TypedDict, total=False):
     width: int | None
     height: int | None
     steps: int | None
+    guidance: float | None
     format: Format | None
     quality: int | None
     deadline_ms: int | None

@@ -18,7 +18,8 @@ class Model(BaseModel):
         description: what it is, in words.
         sizes: supported sizes as `WIDTHxHEIGHT`, the default first.
         size_rule: the supported sizes in words.
-        steps: supported counts of forward passes.
+        steps: supported step counts.
+        guided_steps: those of them that take `guidance`.
         max_prompt_tokens: the longest prompt.
         adapters: names that `adapter` may have.
         vocabulary: the words a narrow model knows; empty for a general one.
@@ -40,6 +41,7 @@ class Model(BaseModel):
     sizes: list[str]
     size_rule: str
     steps: list[int]
+    guided_steps: list[int] = []
     max_prompt_tokens: int
     adapters: list[str] = []
     vocabulary: dict[str, Any] = {}

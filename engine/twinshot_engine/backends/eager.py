@@ -23,7 +23,7 @@ class EagerBackend:
         yield from ()
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
-        """Embed one prompt."""
+        """Embed prompts."""
         return self._model.encode(ids.to(self._device), length.to(self._device))
 
     def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Caption, constants: Pass) -> Tensor:
@@ -38,3 +38,7 @@ class EagerBackend:
     def batches(self, count: int) -> list[int]:
         """Any number of images fits into a pass."""
         return [count]
+
+    def text_batches(self, count: int) -> list[int]:
+        """One by one, as on a CPU sharing a pass saves nothing."""
+        return [1] * count

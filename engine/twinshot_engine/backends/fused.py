@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from twinshot_engine.backends.stages import Advertised
+from twinshot_engine.backends.stages import Advertised, largest_first
 from twinshot_engine.families.model import Model, Pass
 from twinshot_engine.graphs import CapturedStage, Inputs
 from twinshot_engine.text import Caption
@@ -35,7 +35,7 @@ class FusedBackend:
         self._inputs = Inputs(self._device)
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._encoders: dict[int, CapturedStage[Caption]] = {}
+        self._encoders: dict[torch.Size, CapturedStage[Caption]] = {}
         self._denoisers: dict[_Inputs, CapturedStage[Tensor]] = {}
         self._decoders: dict[torch.Size, CapturedStage[Tensor]] = {}
         self._batch_sizes: tuple[int, ...] = (1,)
@@ -60,12 +60,13 @@ class FusedBackend:
         for (size, batch), count in product(images, tokens):
             name = f"transformer {size[0]}x{size[1]}, {count} tokens"
             work.append((name, partial(self._capture_denoiser, size, batch, count)))
-        work += [(f"text encoder, {count} tokens", partial(self._capture_encoder, count)) for count in tokens]
+        for count, batch in product(tokens, self._batch_sizes):
+            work.append((f"text encoder, {count} tokens", partial(self._capture_encoder, count, batch)))
         return work
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Replay the encoder of this bucket."""
-        return tuple(tensor.clone() for tensor in self._encoders[ids.shape[1]](ids, length))
+        return tuple(tensor.clone() for tensor in self._encoders[ids.shape](ids, length))
 
     def denoise(self, latents: Tensor, fresh: Tensor | None, caption: Caption, constants: Pass) -> Tensor:
         """Replay the transformer of this shape."""
@@ -78,17 +79,17 @@ class FusedBackend:
 
     def batches(self, count: int) -> list[int]:
         """Take the largest captured batch that fits, again and again."""
-        split: list[int] = []
-        while count:
-            split.append(next(size for size in self._batch_sizes if size <= count))
-            count -= split[-1]
-        return split
+        return largest_first(count, self._batch_sizes)
 
-    def _capture_encoder(self, tokens: int) -> None:
-        ids = self._inputs.like("ids", (1, tokens), torch.int64)
-        length = self._inputs.like("length", (1,), torch.int64)
+    def text_batches(self, count: int) -> list[int]:
+        """As images."""
+        return self.batches(count)
+
+    def _capture_encoder(self, tokens: int, batch: int) -> None:
+        ids = self._inputs.like("ids", (batch, tokens), torch.int64)
+        length = self._inputs.like("length", (batch,), torch.int64)
         length.fill_(tokens)
-        self._encoders[tokens] = self._capture(self._model.encode, (ids, length))
+        self._encoders[ids.shape] = self._capture(self._model.encode, (ids, length))
 
     def _capture_denoiser(self, size: Size, batch: int, tokens: int) -> None:
         constants = next(iter(self._model.passes.values()))[0]

@@ -30,7 +30,7 @@ class Stages(Protocol):
         """
 
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
-        """Embed token ids ``[1, L]`` and their count ``[1]``, both on the host.
+        """Embed token ids ``[B, L]`` and their counts ``[B]``, both on the host.
 
         The result is the caller's to keep.
         """
@@ -43,3 +43,15 @@ class Stages(Protocol):
 
     def batches(self, count: int) -> list[int]:
         """Split ``count`` images into batches that one pass can take."""
+
+    def text_batches(self, count: int) -> list[int]:
+        """Split ``count`` prompts of one padded length likewise."""
+
+
+def largest_first(count: int, batch_sizes: Sequence[int]) -> list[int]:
+    """Split ``count`` images into the largest of some batch sizes, 1 among them, again and again."""
+    split: list[int] = []
+    while count:
+        split.append(max(size for size in batch_sizes if size <= count))
+        count -= split[-1]
+    return split

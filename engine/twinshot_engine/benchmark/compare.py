@@ -189,9 +189,13 @@ def _draw(engine: Engine, setting: Setting) -> Outputs:
 
 @torch.inference_mode()
 def _draw_exact(setting: Setting) -> Outputs:
-    works = _works(setting.stock(torch.float32), setting)
+    stock = setting.stock(torch.float32)
+    works = _works(stock, setting)
     with torch.backends.cudnn.flags(allow_tf32=False):
-        return Outputs(works["denoise"]().cpu(), works["decode"]().float().cpu())
+        denoised = works["denoise"]().cpu()
+        stock.forget()  # a video decoder in fp32 wants the GPU for itself
+        release()
+        return Outputs(denoised, works["decode"]().float().cpu())
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:

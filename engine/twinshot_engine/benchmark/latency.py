@@ -90,7 +90,7 @@ def describe(engine: Engine, job: Job) -> Row:
         "system": "twinshot",
         **facts(engine.model.placement.device),
         "checkpoint": info.name,
-        "family": info.family,
+        "family": info.checkpoint.removeprefix(PREFIX) if info.checkpoint.startswith(PREFIX) else info.family,
         "precision": info.precision,
         "text_precision": info.text_precision,
         "backend": info.backend,

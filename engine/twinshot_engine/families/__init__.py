@@ -6,11 +6,18 @@ from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families.model import Family, Model, Plan
+from twinshot_engine.families.qwen_image import QWEN_IMAGE
+from twinshot_engine.families.sana import SANA, SANA_SPRINT
+from twinshot_engine.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from twinshot_engine.families.z_image import Z_IMAGE
 
 __all__ = ["FAMILIES", "Family", "Model", "Plan", "find_family", "plan"]
 
 FAMILIES: Mapping[str, Family] = {
+    "QwenImagePipeline": QWEN_IMAGE,
+    "SanaPipeline": SANA,
+    "SanaSprintPipeline": SANA_SPRINT,
+    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "ZImagePipeline": Z_IMAGE,
 }
 
@@ -23,8 +30,8 @@ def find_family(checkpoint: Checkpoint) -> Family:
     """
     if checkpoint.family not in FAMILIES:
         raise CheckpointError(
-            f"'{checkpoint.folder}' is a {checkpoint.family!r}, which is not supported: "
-            f"{', '.join(FAMILIES)} is."
+            f"'{checkpoint.folder}' is a {checkpoint.family!r}, which is not supported; "
+            f"supported: {', '.join(FAMILIES)}."
         )
     return FAMILIES[checkpoint.family]
 

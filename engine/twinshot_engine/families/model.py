@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
+from twinshot_engine.families.repacked import Headers, Repack
 from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import Size
+from twinshot_engine.weights import Slot, StoredPart
 
 Progress = Callable[[str, float], None]
 """Receives what is being loaded and how much is done, 0 to 1."""
@@ -27,11 +30,13 @@ class Pass(NamedTuple):
         modulation: what the family made of the pass's times, such as a row of its table.
         weights: ``[3]`` fp32, see :attr:`twinshot_engine.schedule.Schedule.weights`.
         renoises: whether fresh noise has any weight.
+        takes_guidance: whether it predicts the velocity at its own time.
     """
 
     modulation: Tensor
     weights: Tensor
     renoises: bool
+    takes_guidance: bool = False
 
 
 class Like(NamedTuple):
@@ -39,6 +44,38 @@ class Like(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class Folded(NamedTuple):
+    """What a family made of a transformer's weights that never stay on the device, such as time's.
+
+    Attributes:
+        passes: the constants of every advertised step count.
+        buffers: of the transformer, by name, where it holds more of them.
+    """
+
+    passes: Mapping[int, tuple[Pass, ...]]
+    buffers: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Adaptable(NamedTuple):
+    """What adapters change of a loaded model.
+
+    Attributes:
+        module: the transformer.
+        stored: its weights as they are stored.
+        slots: from stored names to the module's parameters; of what has none, the rest is folded.
+        folded: as it was loaded.
+        fold: folds stored weights anew.
+        translate: as :attr:`~twinshot_engine.families.repacked.Repack.translate`.
+    """
+
+    module: nn.Module
+    stored: StoredPart
+    slots: Mapping[str, Slot]
+    folded: Folded
+    fold: Callable[[StoredPart], Folded]
+    translate: Callable[[Headers], Headers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +92,8 @@ class Model(ABC):
         passes: the constants of every advertised step count.
         latent_channels: channels of the latents that noise is drawn for.
         downscale: pixels along a side that become one latent.
+        negative_prompt: what guidance leads away from.
+        adaptable: what adapters change; None if it takes none.
     """
 
     tokenizer: PromptTokenizer
@@ -63,6 +102,8 @@ class Model(ABC):
     passes: Mapping[int, tuple[Pass, ...]]
     latent_channels: int
     downscale: int
+    negative_prompt: str = ""
+    adaptable: Adaptable | None = None
 
     @property
     @abstractmethod
@@ -71,7 +112,7 @@ class Model(ABC):
 
     @abstractmethod
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
-        """Embed token ids ``[1, L]`` of true ``length`` ``[1]`` as all that the transformer reads of them."""
+        """Embed token ids ``[B, L]`` of true ``length`` ``[B]`` as all that the transformer reads of them."""
 
     @abstractmethod
     def caption_like(self, tokens: int) -> tuple[Like, ...]:
@@ -152,8 +193,10 @@ class Family(NamedTuple):
         load: builds its model.
         plan: tells what loading would take.
         open_forms: of each part by its folder, which names and shapes random weights.
+        repack: how files with its transformer alone are read; None if they are not.
     """
 
     load: FamilyLoader
     plan: FamilyPlanner
     open_forms: Mapping[str, OpenForm]
+    repack: Repack | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,12 +27,14 @@ class Part:
         module: on the meta device, with the types its weights shall have.
         stored: where its weights are.
         slots: from stored names to the module's parameters.
+        finish: called once it is filled, before memory is taken for the next part.
     """
 
     name: str
     module: nn.Module
     stored: StoredPart
     slots: Mapping[str, Slot]
+    finish: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         """Compare headers and module; see :meth:`~twinshot_engine.weights.StoredPart.check`."""
@@ -61,6 +63,7 @@ def fill_parts(parts: Sequence[Part], device: torch.device, progress: Progress) 
         progress(part.name, start)
         span = partial(_report_within, progress, part.name, start, end)
         part.stored.fill(part.module, part.slots, device, span)
+        part.finish()
 
 
 def advertised_card(

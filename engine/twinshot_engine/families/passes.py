@@ -37,7 +37,7 @@ def make_passes(
         weights = torch.tensor(chosen.weights, dtype=torch.float32, device=table.device)
         pairs = zip(chosen.t, chosen.target_t, strict=True)
         passes[count] = tuple(
-            Pass(rows[pair], each, renoises=numbers[2] != 0)
+            Pass(rows[pair], each, numbers[2] != 0, chosen.takes_guidance)
             for pair, each, numbers in zip(pairs, weights, chosen.weights, strict=True)
         )
     return passes

@@ -18,7 +18,7 @@ from twinshot_engine.card import Card
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.model import Family, Like, Model, Plan, Progress
+from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import (
     Part,
     advertised_card,
@@ -28,6 +28,7 @@ from twinshot_engine.families.parts import (
     part_bytes,
 )
 from twinshot_engine.families.passes import distinct_times, make_passes
+from twinshot_engine.families.z_image_keys import Z_IMAGE_REPACK
 from twinshot_engine.memory import check_memory, kl_decoder_bytes, stream_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
 from twinshot_engine.schedule import advance
@@ -82,7 +83,7 @@ class ZImageModel(Model):
     def denoise(
         self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
-        """Run one pass; ``modulation`` is a row of the transformer's table."""
+        """Run one pass; ``modulation`` is a row of the table of times."""
         named = self.transformer.modulation(modulation)
         prediction = self.transformer.predict(latents.to(self.placement.dtype), caption[0], named)
         # Z-Image predicts from noise to data; velocities point from data to noise.
@@ -116,18 +117,23 @@ def load_z_image(
     fill_parts(found.parts, placement.device, progress)
     progress("modulation table", 1.0)
     transformer = found.transformer
-    times = distinct_times(config.steps)
-    transformer.table = read_times(found.unfolded, transformer.config, times, placement.device)
+
+    def fold(stored: StoredPart) -> Folded:
+        table = read_times(stored, transformer.config, distinct_times(config.steps), placement.device)
+        return Folded(make_passes(table, config.steps))
+
+    slots, folded = folded_slots(transformer), fold(found.unfolded)
     return ZImageModel(
         tokenizer=found.tokenizer,
         placement=placement,
         card=found.card,
-        passes=make_passes(transformer.table, config.steps),
+        passes=folded.passes,
         latent_channels=transformer.config.in_channels,
         downscale=found.decoder.config.downscale,
         text=found.text,
         transformer=transformer,
         decoder=serving_decoder(found.decoder, placement.dtype),
+        adaptable=Adaptable(transformer, found.unfolded, slots, folded, fold, Z_IMAGE_REPACK.translate),
     )
 
 
@@ -242,5 +248,6 @@ Z_IMAGE = Family(
         "transformer": lambda config: SingleStreamTransformer(SingleStreamConfig.from_dict(config)),
         "vae": lambda config: KLDecoder(KLConfig.from_dict(config)),
     },
+    Z_IMAGE_REPACK,
 )
 """``ZImagePipeline``."""

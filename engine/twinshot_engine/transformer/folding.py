@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from twinshot_engine.schedule import single_time
 from twinshot_engine.transformer.config import CHANNEL_MULTIPLE, SingleStreamConfig
 from twinshot_engine.transformer.single_stream import FoldedTransformer, SingleStreamTransformer
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
@@ -73,6 +74,8 @@ def fold_times(unfolded: SingleStreamTransformer, times: Times) -> Tensor:
     Returns:
         ``[T, V, dim]`` fp32; see :class:`~twinshot_engine.transformer.modulation.StreamModulation`.
     """
+    if unfolded.t_embedder_2 is None:
+        times = [(single_time(now, target), 0.0) for now, target in times]
     device = unfolded.t_embedder.mlp[0].get_parameter("weight").device
     t, target_t = torch.tensor(times, dtype=torch.float64, device=device).unsqueeze(-1).unbind(1)
     rows = [

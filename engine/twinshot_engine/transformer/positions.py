@@ -4,16 +4,13 @@ Every token has three coordinates. Caption token i sits at (1 + i, 0, 0), the im
 column c at (L + 1, r, c) for a caption of L tokens, and image padding at (0, 0, 0).
 """
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from twinshot_engine.tables import keep
 from twinshot_engine.transformer.config import TOKEN_MULTIPLE, SingleStreamConfig
-
-_Key = TypeVar("_Key", bound=Hashable)
-_Table = TypeVar("_Table")
 
 
 class Layout(NamedTuple):
@@ -66,7 +63,7 @@ class RotaryPositions:
             ValueError: there are more than the config has positions for, or no multiple of 32.
         """
         self._check_caption(tokens)
-        return _keep(self._captions, (tokens, device), lambda: self._rotate(_caption_ids(tokens, device)))
+        return keep(self._captions, (tokens, device), lambda: self._rotate(_caption_ids(tokens, device)))
 
     def tables(self, layout: Layout, device: torch.device) -> SequenceRotary:
         """Return the tables of ``layout`` on ``device``.
@@ -75,7 +72,7 @@ class RotaryPositions:
             ValueError: a coordinate exceeds the config's ``axes_lens``.
         """
         self._check_image(layout)
-        return _keep(self._sequences, (layout, device), lambda: self._build(layout, device))
+        return keep(self._sequences, (layout, device), lambda: self._build(layout, device))
 
     def _build(self, layout: Layout, device: torch.device) -> SequenceRotary:
         image, caption = self._rotate(_image_ids(layout, device)), self.caption(layout.caption, device)
@@ -106,16 +103,6 @@ class RotaryPositions:
     def _angles(self, positions: Tensor, size: int) -> Tensor:
         exponents = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
         return torch.outer(positions, self.config.rope_theta**-exponents).float()
-
-
-def _keep(kept: dict[_Key, _Table], key: _Key, build: Callable[[], _Table]) -> _Table:
-    if torch.compiler.is_compiling():
-        return build()
-    if key not in kept:
-        # A table made in inference mode could not be used by a later training step.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            kept[key] = build()
-    return kept[key]
 
 
 def _caption_ids(tokens: int, device: torch.device) -> Tensor:

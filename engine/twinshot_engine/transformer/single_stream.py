@@ -108,17 +108,13 @@ class _Stream(nn.Module):
 
 
 class FoldedTransformer(_Stream):
-    """The serving form: no time embedder, no adaLN; :attr:`table` holds what they made of every pass."""
-
-    table: Tensor
-    """``[T, V, dim]`` fp32: one packed :class:`StreamModulation` for each pair of times."""
+    """The serving form: no time embedder, no adaLN; it is handed what they made of a pass's times."""
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__(config, folded=True)
-        self.register_buffer("table", torch.empty(0), persistent=False)
 
     def modulation(self, row: Tensor) -> StreamModulation:
-        """Name the vectors of a row of :attr:`table`, as views."""
+        """Name the vectors of a row of :func:`~twinshot_engine.transformer.folding.fold_times`, as views."""
         return StreamModulation.unpack(row, self.config.n_refiner_layers)
 
 

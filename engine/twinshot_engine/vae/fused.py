@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twinshot_engine.vae.constants import constant
 from twinshot_engine.vae.fused_blocks import (
     FusedMidBlock,
     FusedUpBlock,
     Normalizable,
     bias_of,
-    constant,
     layers_of,
 )
 from twinshot_engine.vae.kl import KLDecoder

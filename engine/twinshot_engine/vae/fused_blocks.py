@@ -13,20 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twinshot_engine.vae.constants import constant
 from twinshot_engine.vae.folding import folded_kernel
 from twinshot_engine.vae.kl_blocks import MidAttention, MidBlock, ResnetBlock, UpBlock, Upsampler
-from twinshot_kernels import attention, group_norm_silu, residual_statistics
+from twinshot_engine.vae.token_attention import Linear, TokenAttention
+from twinshot_kernels import group_norm_silu, residual_statistics
 
 Normalizable = tuple[Tensor, Tensor | None]
 """A tensor ``[B, C, H, W]`` and its group statistics with the pending bias, if some pass made them."""
 
 Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def constant(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """Freeze a tensor as a parameter of type ``dtype``; kernels of convolutions become channels last."""
-    layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-    return nn.Parameter(tensor.detach().to(dtype).contiguous(memory_format=layout), requires_grad=False)
 
 
 def layers_of(modules: nn.ModuleList, kind: type[Layer]) -> Iterator[Layer]:
@@ -100,34 +96,19 @@ class FusedResnet(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """A :class:`MidAttention` of two projections instead of four: tokens are their own keys and values.
-
-    Scores are ``(x Q + q)(x K + k)^T``. The key's bias moves all scores of a query alike and falls out of the
-    softmax; the rest is ``(x Q K^T + q K^T) x^T``, which needs one projection of ``x``. Mixing tokens and
-    projecting them can change places, so the value's and the output's projections are one behind attention;
-    as rows of weights sum to 1, the value's bias just passes through it.
-    """
+    """A :class:`MidAttention` of two projections, whose input has no bias pending."""
 
     def __init__(self, layer: MidAttention, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm = FusedNorm(layer.group_norm, None, silu=False)
         (out,) = layers_of(layer.to_out, nn.Linear)
-        query, key, value, mix = (
-            part.weight.detach().float() for part in (layer.to_q, layer.to_k, layer.to_v, out)
-        )
-        self.query = constant(key.T @ query, dtype)
-        self.query_bias = constant(key.T @ bias_of(layer.to_q), dtype)
-        self.out = constant(mix @ value, dtype)
-        self.bias = constant(bias_of(out) + mix @ bias_of(layer.to_v), torch.float32)
+        layers = (layer.to_q, layer.to_k, layer.to_v, out)
+        self.mix = TokenAttention([Linear(part.weight, bias_of(part)) for part in layers], dtype)
 
     def forward(self, x: Tensor, statistics: Tensor | None) -> Normalizable:
         """Mix the positions of ``[B, C, H, W]``."""
-        batch, channels, height, width = x.shape
-        tokens = self.norm(x, statistics).permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
-        query = functional.linear(tokens, self.query, self.query_bias)
-        mixed = functional.linear(attention(query, tokens, tokens), self.out)
-        mixed = mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return residual_statistics(x, mixed, self.norm.groups, self.norm.eps, self.bias)
+        mixed = self.mix(self.norm(x, statistics))
+        return residual_statistics(x, mixed, self.norm.groups, self.norm.eps, self.mix.bias)
 
 
 class FusedMidBlock(nn.Module):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twinshot_engine.vae.fused_blocks import FusedNorm, bias_of, constant
+from twinshot_engine.vae.constants import constant
+from twinshot_engine.vae.fused_blocks import FusedNorm, bias_of
 from twinshot_kernels import group_norm_silu_taps, quantize_taps, sum_taps
 
 COLUMN_MULTIPLE = 8

@@ -4,14 +4,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from twinshot_engine.vae.kl_config import KLConfig
 from twinshot_kernels import quantize_pixels
 
 
 class PixelDecoder(nn.Module, ABC):
     """Latents of any floating type, in the transformer's scale, to pixels."""
-
-    config: KLConfig
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Tensor:

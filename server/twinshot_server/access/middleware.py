@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twinshot_server.access.paths import PICTURES, route_path
+from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
 from twinshot_server.tracing import Tracer
 
@@ -84,13 +85,15 @@ class Observe:
 
     A client's own `X-Request-Id` of 1 to 64 letters, digits, dots, dashes or underscores is kept. What routes
     put into `scope["state"]["facts"]` is logged with the request; `outcome` there is the status that a
-    stream, which begins with 200, ended with.
+    stream, which begins with 200, ended with. While the server drains each answer is its connection's last,
+    so that clients open their next one elsewhere and nobody's is closed under a request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer, lifecycle: Lifecycle) -> None:
         self._app = app
         self._metrics = metrics
         self._tracer = tracer
+        self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -99,7 +102,7 @@ class Observe:
             return
         started, state = time.monotonic(), scope.setdefault("state", {})
         state |= {"request_id": _request_id(scope), "facts": {}, "arrived": started}
-        answer = _Answer(send, state["request_id"])
+        answer = _Answer(send, state["request_id"], self._lifecycle)
         with self._tracer.request(scope) as span:
             try:
                 await self._app(scope, receive, answer.send)
@@ -131,7 +134,8 @@ class Observe:
 class _Answer:
     """One answer on its way out: what it began with, and how many bytes it had."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
         self.status = 500
         self.sent = 0
         self._send = send
@@ -152,6 +156,8 @@ class _Answer:
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         headers["X-Request-Id"] = self._request_id
+        if self._lifecycle.draining:
+            headers["Connection"] = "close"
         for name, value in _HEADERS.items():
             headers.setdefault(name, value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ def doctor(
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start an engine too, and tell how long each stage takes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check GPU, driver, kernels, memory, model files and caches, and say what to do.
@@ -40,7 +43,7 @@ def doctor(
         settings = Settings(checkpoint=checkpoint, device=device, precision=precision, text_fp8=text_fp8)
         from twinshot_server.checkup import examine
 
-        for finding in examine(settings, bar):
+        for finding in examine(settings, bar, start=start):
             findings.append(finding)
             if not as_json:
                 bar.hide()

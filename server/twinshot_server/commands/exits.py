@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 from pydantic import ValidationError
 
+from twinshot_distill.errors import TrainingError
 from twinshot_engine.errors import CheckpointError, InvalidRequestError
 from twinshot_server.listening import ListenError
 from twinshot_server.saving import OutputError
@@ -55,6 +56,7 @@ def one_sentence_errors() -> Iterator[None]:
         ListenError,
         OutputError,
         SettingsError,
+        TrainingError,
         UsageError,
     ) as error:
         _fail(str(error))

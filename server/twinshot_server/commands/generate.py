@@ -14,10 +14,15 @@ from pydantic import ValidationError
 
 from twinshot_server.commands.exits import UsageError, one_sentence_errors
 from twinshot_server.commands.options import (
+    Adapters,
     AsJson,
     BackendOption,
+    Base,
     Checkpoint,
     Device,
+    Engines,
+    Fallback,
+    MemoryOption,
     PrecisionOption,
     TextFp8,
     Threads,
@@ -83,6 +88,10 @@ def generate(
         str | None, typer.Option(help="Such as 256x256; the model's own size if not given.")
     ] = None,
     steps: Annotated[int, number("--steps", text="Forward passes: more is slower.")] = 1,
+    guidance: Annotated[
+        float,
+        typer.Option(help="How strongly each of 16 or more steps follows the prompt, for twice the time."),
+    ] = 1.0,
     image_format: Annotated[
         ImageFormat | None,
         typer.Option(
@@ -103,10 +112,15 @@ def generate(
         ),
     ] = False,
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
+    base: Base = DEFAULTS.base,
+    adapter: Adapters = None,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    memory: MemoryOption = DEFAULTS.memory,
     backend: BackendOption = DEFAULTS.backend,
+    engines: Engines = DEFAULTS.engines,
+    fallback: Fallback = DEFAULTS.fallback,
     threads: Threads = DEFAULTS.threads,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +129,7 @@ def generate(
         texts = [*(prompts or []), *_read_prompts(file)]
         chosen = format_for(output, image_format)
         fields = {"n": count, "seed": seed, "size": size, "steps": steps, "format": chosen}
-        bodies = list(_bodies(texts, {**fields, "quality": quality}))
+        bodies = list(_bodies(texts, {**fields, "guidance": guidance, "quality": quality}))
         total = count * len(bodies)
         if open_it and total > 1 and not grid:
             raise UsageError(f"--open shows one file, not {total}; add --grid to have all pictures in one")
@@ -125,10 +139,15 @@ def generate(
             check_writable(path)
         settings = Settings(
             checkpoint=checkpoint,
+            base=base,
+            adapter=tuple(adapter or ()),
             device=device,
             precision=precision,
             text_fp8=text_fp8,
+            memory=memory,
             backend=backend,
+            engines=engines,
+            fallback=fallback,
             threads=threads,
             sizes=size or "",
             steps=str(steps),

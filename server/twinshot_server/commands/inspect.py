@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,13 +14,23 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from twinshot_server.commands.build import inspect_engines
 from twinshot_server.commands.exits import ExitCode, one_sentence_errors
-from twinshot_server.commands.options import AsJson, Device, PrecisionOption, TextFp8, option
+from twinshot_server.commands.options import (
+    Adapters,
+    AsJson,
+    Base,
+    Device,
+    MemoryOption,
+    PrecisionOption,
+    TextFp8,
+    option,
+)
 from twinshot_server.commands.progress import Bar
 from twinshot_server.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
-    from twinshot_server.inspection import Inspection, Need, Part
+    from twinshot_server.inspection import Adapter, Inspection, Need, Part
 
 _PIPE_COLUMNS = 140
 
@@ -27,11 +38,16 @@ _PIPE_COLUMNS = 140
 def inspect(
     checkpoint: Annotated[
         str,
-        typer.Argument(envvar="TWINSHOT_CHECKPOINT", help="'builtin', a folder, or a Hub id that is cached."),
+        typer.Argument(
+            envvar="TWINSHOT_CHECKPOINT", help="'builtin', a folder, a file, or a Hub id that is cached."
+        ),
     ] = DEFAULTS.checkpoint,
+    base: Base = DEFAULTS.base,
+    adapter: Adapters = None,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    memory: MemoryOption = DEFAULTS.memory,
     sizes: Annotated[str, option("sizes")] = DEFAULTS.sizes,
     steps: Annotated[str, option("steps")] = DEFAULTS.steps,
     as_json: AsJson = False,
@@ -39,15 +55,22 @@ def inspect(
     """Tell a checkpoint's family, parts, memory and faults from its configs and headers.
 
     Nothing is downloaded and no weight is read. Ends with 1 if the checkpoint cannot be served.
+    Of a folder that `twinshot build` made, it verifies every engine and tells its inputs and outputs.
     """
+    if (Path(checkpoint).expanduser() / "manifest.json").is_file():
+        inspect_engines(Path(checkpoint).expanduser(), as_json=as_json)
+        return
     stay_offline()
     with one_sentence_errors(), Bar() as bar:
         bar("importing torch", 0.0)
         settings = Settings(
             checkpoint=checkpoint,
+            base=base,
+            adapter=tuple(adapter or ()),
             device=device,
             precision=precision,
             text_fp8=text_fp8,
+            memory=memory,
             sizes=sizes,
             steps=steps,
         )
@@ -74,6 +97,9 @@ def _print(found: Inspection) -> None:
     console.print(
         _table(("part", "parameters", "stored", "files", "format"), map(_part_row, found.parts)), end=""
     )
+    if found.adapters:
+        heads = ("adapter", "rank", "weights", "file")
+        console.print(_table(heads, map(_adapter_row, found.adapters)), end="")
     if found.needs:
         columns = ("precision", "weights", "workspace", "needed", _free(found))
         console.print(_table(columns, (_need_row(need, found.free_bytes) for need in found.needs)), end="")
@@ -118,6 +144,13 @@ def _part_row(part: Part) -> tuple[str, ...]:
         str(part.files),
         ", ".join(part.formats),
     )
+
+
+def _adapter_row(adapter: Adapter) -> tuple[str, ...]:
+    name = adapter.name or "(merged)"
+    if adapter.problem:
+        return name, "", "", "cannot be used"
+    return name, str(adapter.rank), str(adapter.weights), adapter.source
 
 
 def _need_row(need: Need, free: int | None) -> tuple[str, ...]:

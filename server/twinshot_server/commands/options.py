@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twinshot_server.settings import Backend, Precision, Settings
+from twinshot_server.settings import Backend, Memory, Precision, Settings
 
 
 def whole(text: str | int) -> int:
@@ -32,8 +32,13 @@ def option(field: str) -> Any:
 
 
 Checkpoint = Annotated[str, option("checkpoint")]
+Base = Annotated[str | None, option("base")]
+Adapters = Annotated[list[str] | None, option("adapter")]
+MemoryOption = Annotated[Memory, option("memory")]
 Device = Annotated[str, option("device")]
 BackendOption = Annotated[Backend, option("backend")]
+Engines = Annotated[str | None, option("engines")]
+Fallback = Annotated[bool, option("fallback")]
 PrecisionOption = Annotated[Precision, option("precision")]
 TextFp8 = Annotated[bool, option("text_fp8")]
 Threads = Annotated[int | None, option("threads")]

@@ -11,10 +11,15 @@ import typer
 
 from twinshot_server.commands.exits import one_sentence_errors
 from twinshot_server.commands.options import (
+    Adapters,
     AsJson,
     BackendOption,
+    Base,
     Checkpoint,
     Device,
+    Engines,
+    Fallback,
+    MemoryOption,
     PrecisionOption,
     TextFp8,
     Threads,
@@ -32,14 +37,19 @@ _REFRESH_SECONDS = 0.1
 
 def serve(
     checkpoint: Checkpoint = DEFAULTS.checkpoint,
+    base: Base = DEFAULTS.base,
+    adapter: Adapters = None,
     device: Device = DEFAULTS.device,
     precision: PrecisionOption = DEFAULTS.precision,
     text_fp8: TextFp8 = DEFAULTS.text_fp8,
+    memory: MemoryOption = DEFAULTS.memory,
     backend: BackendOption = DEFAULTS.backend,
+    engines: Engines = DEFAULTS.engines,
+    fallback: Fallback = DEFAULTS.fallback,
     sizes: Annotated[str, option("sizes")] = DEFAULTS.sizes,
     steps: Annotated[str, option("steps")] = DEFAULTS.steps,
     threads: Threads = DEFAULTS.threads,
-    replicas: Annotated[int, option("replicas")] = DEFAULTS.replicas,
+    replicas: Annotated[str, option("replicas")] = str(DEFAULTS.replicas),
     batching: Annotated[Batching, option("batching")] = DEFAULTS.batching,
     max_batch: Annotated[int, option("max_batch")] = DEFAULTS.max_batch,
     engine: Annotated[str, option("engine")] = DEFAULTS.engine,

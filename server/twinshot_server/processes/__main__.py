@@ -10,11 +10,13 @@ from importlib import import_module
 
 import structlog
 
+from twinshot_engine.read_ahead import read_ahead
+from twinshot_server.engine_protocol import ImageEngine, Progress
 from twinshot_server.logs import configure_logs
 from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.encoder_worker import run_encoder
 from twinshot_server.processes.engine_worker import BrokenEngineError, EngineWorker
-from twinshot_server.settings import Settings
+from twinshot_server.settings import DEFAULTS, Settings
 
 _log = structlog.stdlib.get_logger("twinshot")
 
@@ -34,12 +36,18 @@ def main(role: str, stream: str, arena: str, slots: str, options: str) -> None:
 
 
 def _run_engine(front: socket.socket, memory: Arena, settings: Settings) -> None:
-    module, _, function = settings.engine.partition(":")
-    load = getattr(import_module(module), function)
+    def load(progress: Progress) -> ImageEngine:
+        progress("importing", 0.0)
+        if settings.engine == DEFAULTS.engine and settings.replica == 0:
+            read_ahead(settings.checkpoint)
+        module, _, function = settings.engine.partition(":")
+        engine: ImageEngine = getattr(import_module(module), function)(settings, progress)
+        return engine
+
     worker = EngineWorker(
         front,
         memory,
-        lambda progress: load(settings, progress),
+        load,
         settings.batch_sizes,
         # Even a hung engine ends with its front.
         on_hang_up=lambda: os._exit(0),

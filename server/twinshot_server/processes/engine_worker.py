@@ -1,7 +1,8 @@
 """One engine: it loads, warms up and then draws what the front sends, batch after batch.
 
 A thread of its own reads messages, so that requests are validated and unwanted work is noted while the engine
-draws. What one request causes never reaches its neighbours: a batch that fails is tried again in parts.
+draws. Another one loads adapters meanwhile; only pictures that name one wait for it. What one request causes
+never reaches its neighbours: a batch that fails is tried again in parts.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from twinshot_server.processes.arena import Arena
 from twinshot_server.processes.calibration import measure_costs
 from twinshot_server.processes.messages import (
     Answered,
+    Begin,
     CannotLoad,
     ChangeAdapter,
+    Cost,
     Draw,
     Drawn,
     Finished,
@@ -37,6 +40,7 @@ from twinshot_server.processes.messages import (
     Task,
     Validate,
 )
+from twinshot_server.processes.start_clock import MEASURING
 
 _log = structlog.stdlib.get_logger("twinshot.engine")
 
@@ -70,7 +74,8 @@ class EngineWorker:
         self._batches = batches
         self._on_hang_up = on_hang_up
         self._sending = threading.Lock()
-        self._orders: queue.SimpleQueue[Draw | ChangeAdapter | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Draw | None] = queue.SimpleQueue()
+        self._changes: queue.Queue[ChangeAdapter] = queue.Queue()
         self._forgotten: set[tuple[int, int]] = set()
         self._hung_up = threading.Event()
         self._lookups = (0, 0)
@@ -89,19 +94,19 @@ class EngineWorker:
     def _serve(self) -> None:
         engine = self._prepare()
         if engine is not None:
-            threading.Thread(target=self._read, args=[engine], name="read", daemon=True).start()
+            for name, work in (("read", self._read), ("adapters", self._change_adapters)):
+                threading.Thread(target=work, args=[engine], name=name, daemon=True).start()
             while order := self._orders.get():
-                if isinstance(order, Draw):
-                    self._draw_batch(engine, order)
-                else:
-                    self._change_adapter(engine, order)
+                if any(task.request.adapter for task in order.tasks):
+                    self._changes.join()
+                self._draw_batch(engine, order)
 
     def _prepare(self) -> ImageEngine | None:
+        begin = self._first_order()
         try:
             engine = self._load(self._report)
             engine.warm(self._report)
-            self._report("measuring costs", 0.0)
-            costs = measure_costs(engine, self._batches)
+            costs = self._measure(engine) if begin.measure else ()
         except _HungUpError:
             raise
         except LOADING_ERRORS as error:
@@ -115,6 +120,17 @@ class EngineWorker:
             return engine
         return None
 
+    def _first_order(self) -> Begin:
+        try:
+            begin: Begin = channel.receive(self._stream)
+        except (EOFError, OSError):
+            raise _HungUpError from None
+        return begin
+
+    def _measure(self, engine: ImageEngine) -> tuple[Cost, ...]:
+        self._report(MEASURING, 0.0)
+        return measure_costs(engine, self._batches)
+
     def _report(self, stage: str, fraction: float) -> None:
         self._send(Loading(stage, fraction))
 
@@ -126,6 +142,8 @@ class EngineWorker:
                         self._forgotten.add((batch, job))
                     case Validate(call, request):
                         self._send(Answered(call, _refusal(lambda: engine.validate(request))))
+                    case ChangeAdapter() as change:
+                        self._changes.put(change)
                     case order:
                         self._orders.put(order)
         self._hung_up.set()
@@ -187,6 +205,12 @@ class EngineWorker:
                 raise _HungUpError
             self._arena.write_pixels(task.slot, pixels)
             self._send(Drawn(task.job, generated.times, len(tasks)))
+
+    def _change_adapters(self, engine: Any) -> None:
+        with contextlib.suppress(_HungUpError):
+            while True:
+                self._change_adapter(engine, self._changes.get())
+                self._changes.task_done()
 
     def _change_adapter(self, engine: Any, order: ChangeAdapter) -> None:
         def change() -> None:

@@ -19,6 +19,13 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """To an engine, first: load and warm up, and measure costs unless they are known from one before it."""
+
+    measure: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """To an engine: draw these together; `batch` counts up."""
 
@@ -80,7 +87,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From an engine: it is loaded and warm."""
+    """From an engine: it is loaded and warm; `costs` are empty if they were not to be measured."""
 
     info: EngineInfo
     costs: Sequence[Cost]

@@ -69,6 +69,7 @@ async def models(service: ServiceOf) -> ModelList:
         sizes=[f"{width}x{height}" for width, height in info.sizes],
         size_rule=info.size_rule,
         steps=list(info.steps),
+        guided_steps=list(info.guided_steps),
         max_prompt_tokens=info.max_prompt_tokens,
         adapters=service.dispatcher.engines.adapters,
         vocabulary=dict(info.vocabulary),

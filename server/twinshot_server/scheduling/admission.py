@@ -47,7 +47,7 @@ class Forecast:
         heapq.heapify(engines)
         waiting = queue.copy()
         while engines and (batch := waiting.pop()):
-            estimate = costs.estimate(batch[0].size, batch[0].request.steps, len(batch))
+            estimate = costs.estimate(batch[0].size, batch[0].request.passes, len(batch))
             start, variance = heapq.heappop(engines)
             end, variance = start + estimate.mean, variance + estimate.deviation**2
             heapq.heappush(engines, (end, variance))
@@ -108,7 +108,7 @@ def _worth_a_try(
     Else one long pause would make everything look too slow, and nothing would be drawn to show otherwise.
     """
     idle = len(jobs) == 1 and not len(queue) and min(free) <= now
-    least = costs.estimate(jobs[0].size, jobs[0].request.steps).least + costs.after.least
+    least = costs.estimate(jobs[0].size, jobs[0].request.passes).least + costs.after.least
     return idle and now + least <= jobs[0].deadline
 
 

@@ -26,12 +26,12 @@ class Batch:
     """The moment it was sent, or its forerunner ended."""
     images: int = field(init=False)
     size: Size = field(init=False)
-    steps: int = field(init=False)
+    passes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.images = len(self.jobs)
         first, _ = next(iter(self.jobs.values()))
-        self.size, self.steps = first.size, first.request.steps
+        self.size, self.passes = first.size, first.request.passes
 
 
 class Owner(Protocol):
@@ -47,6 +47,10 @@ class Owner(Protocol):
 
     def engine_dropped(self, job: Job, slot: int, error: Exception | None) -> None:
         """A job will not be drawn: it failed, or nobody wants it."""
+        ...
+
+    def engine_returned(self, job: Job, slot: int) -> None:
+        """A job comes back untouched: the engine ended before it began with it."""
         ...
 
     def engine_finished(self, batch: Batch, finished: Finished) -> None:

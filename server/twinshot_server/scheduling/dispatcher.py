@@ -84,9 +84,9 @@ class Dispatcher:
     async def stop(self) -> None:
         """End everything; jobs that are not done fail with StoppingError."""
         self.closing = True
-        for job in self._queue.clear():
-            job.fail(StoppingError("The server stopped."))
+        self._fail_waiting(StoppingError("The server stopped."))
         await self.engines.stop()
+        self._fail_waiting(StoppingError("The server stopped."))  # what engines had not begun with
         if self._encoding:
             await asyncio.wait(self._encoding, timeout=5)
         await self.encoder.stop()
@@ -94,6 +94,10 @@ class Dispatcher:
         self._arena.close()
         if not self.ready.done():
             self.ready.set_exception(StoppingError("The server stopped."))
+
+    def _fail_waiting(self, error: Exception) -> None:
+        for job in self._queue.clear():
+            job.fail(error)
 
     async def finish(self) -> None:
         """Refuse new jobs and wait until those that were accepted are done."""
@@ -155,10 +159,11 @@ class Dispatcher:
         self._set_alarm(now)
 
     def _give(self, engine: EngineLink, jobs: Sequence[Job]) -> None:
-        expected = self.costs.seconds(jobs[0].size, jobs[0].request.steps, len(jobs))
+        expected = self.costs.seconds(jobs[0].size, jobs[0].request.passes, len(jobs))
         engine.draw([(job, self._slots.pop()) for job in jobs], expected)
         for job in jobs:
-            job.started.set_result(None)
+            if not job.started.done():  # it may have been given to an engine that ended
+                job.started.set_result(None)
 
     def _set_alarm(self, now: float) -> None:
         """Pump again when the next engine is about to be free."""
@@ -174,6 +179,7 @@ class Dispatcher:
         """It is loaded and warm."""
         assert engine.info is not None  # noqa: S101 - it has just said so
         self.costs.install(costs)
+        self._metrics.note_start(engine.start_seconds)
         if not self.ready.done():
             self._metrics.describe_engine(engine.info)
             self.ready.set_result(engine.info)
@@ -197,13 +203,19 @@ class Dispatcher:
             job.fail(error)
         self._release(slot)
 
+    def engine_returned(self, job: Job, slot: int) -> None:
+        """An engine ended before it began with a job, which waits again: first of its flow."""
+        if not job.done.done():
+            self._queue.put_back(job)
+        self._slots.append(slot)
+
     def engine_finished(self, batch: Batch, finished: Finished) -> None:
         """An engine is done with a batch, and free if it has no other."""
         self._metrics.count_lookups(*finished.lookups)
         if finished.drawn:
             self._metrics.count_batch(finished.drawn)
         if finished.drawn == batch.images:
-            self.costs.learn(batch.size, batch.steps, batch.images, time.monotonic() - batch.started)
+            self.costs.learn(batch.size, batch.passes, batch.images, time.monotonic() - batch.started)
         self._pump()
 
     def engine_lost(self, reason: str) -> None:
@@ -216,8 +228,7 @@ class Dispatcher:
         failure = self.engines.failure
         if failure is None:
             return
-        for job in self._queue.clear():
-            job.fail(FailedError("No engine is left."))
+        self._fail_waiting(FailedError("No engine is left."))
         if not self.ready.done():
             self.ready.set_exception(failure)
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import structlog
@@ -17,6 +17,7 @@ from twinshot_server.engine_protocol import LOADING_ERRORS
 from twinshot_server.processes.children import Spawn
 from twinshot_server.processes.messages import (
     Answered,
+    Begin,
     CannotLoad,
     ChangeAdapter,
     Draw,
@@ -29,6 +30,7 @@ from twinshot_server.processes.messages import (
     Task,
     Validate,
 )
+from twinshot_server.processes.start_clock import StartClock
 from twinshot_server.processes.supervisor import Supervisor
 from twinshot_server.scheduling.batch import Batch, Owner
 from twinshot_server.scheduling.jobs import FailedError, Job
@@ -37,6 +39,8 @@ _log = structlog.stdlib.get_logger("twinshot")
 
 State = Literal["starting", "ready", "restarting", "failed"]
 _numbers = itertools.count(1)
+_RESTORING = 0
+"""The call by which a restarted engine is given its adapters again; nobody waits for the answer."""
 
 
 class EngineLostError(Exception):
@@ -55,12 +59,17 @@ class EngineLink:
         """What keeps it from loading."""
         self.progress: tuple[str, float] = ("starting", 0.0)
         self.gpu_bytes: tuple[int, int] | None = None
+        self.start_seconds: Mapping[str, float] = {}
+        """Of each stage of its last start."""
         self.batches: deque[Batch] = deque()
         self.hung = False
         self._owner = owner
         self._hang_seconds = hang_seconds
         self._supervisor = Supervisor(name, spawn, self, restarts)
+        self._clock = StartClock()
         self._calls: dict[int, asyncio.Future[Answered]] = {}
+        self._sources: dict[str, str] = {}
+        """Of the adapters that were loaded in service, which an engine that restarts gets again."""
         self._watchdog: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -117,6 +126,9 @@ class EngineLink:
         """Load or unload an adapter. Raises InvalidRequestError or EngineLostError."""
         answer = await self._call(lambda call: ChangeAdapter(call, name, source))
         self.adapters = answer.adapters
+        self._sources.pop(name, None)
+        if source is not None:
+            self._sources[name] = source
 
     async def _call(self, message: Any) -> Answered:
         if self.state != "ready":
@@ -133,26 +145,45 @@ class EngineLink:
         return answered
 
     def opened(self) -> None:
-        """It was started, and loads."""
+        """It was started, and loads. What its forerunner measured or learned since holds for it too."""
         self.progress = ("starting", 0.0)
+        self._clock = StartClock()
+        self._supervisor.send(Begin(measure=self.info is None))
 
     def received(self, message: Any) -> bool:
         """Take in a message; True after one that makes a restart useless."""
         match message:
             case Loading(stage, fraction):
                 self.progress = (stage, fraction)
+                self._clock.enter(stage)
             case Ready(info, costs, adapters):
                 self.info, self.adapters, self.state, self.hung = info, adapters, "ready", False
+                self._restore_adapters()
+                self.start_seconds = self._clock.finish()
+                _log.info("engine ready", engine=self.name, seconds=self.start_seconds)
                 self._owner.engine_ready(self, costs)
             case CannotLoad():
                 self.failure = _failure(message)
                 return message.sentence is not None or self.info is None
             case Answered(call):
-                if (waiting := self._calls.get(call)) and not waiting.done():
-                    waiting.set_result(message)
+                self._take_answer(call, message)
             case _:
                 self._note_work(message)
         return False
+
+    def _restore_adapters(self) -> None:
+        """Load again what was loaded in service, before the engine gets anything to draw."""
+        for name, source in self._sources.items():
+            self._supervisor.send(ChangeAdapter(_RESTORING, name, source))
+        self.adapters = tuple(dict.fromkeys((*self.adapters, *self._sources)))
+
+    def _take_answer(self, call: int, answer: Answered) -> None:
+        if call == _RESTORING:
+            if answer.refusal is not None:
+                _log.error("adapter not restored", engine=self.name, reason=answer.refusal)
+                self.adapters = answer.adapters
+        elif (waiting := self._calls.get(call)) and not waiting.done():
+            waiting.set_result(answer)
 
     def _note_work(self, message: Drawn | NotDrawn | Finished) -> None:
         if isinstance(message, Finished):
@@ -165,15 +196,20 @@ class EngineLink:
             self._owner.engine_dropped(*found, _reason(message.refusal, dropped=message.dropped))
 
     def lost(self, reason: str) -> None:
-        """The process ended: what it had in work failed, what waits elsewhere is untouched."""
+        """The process ended: what it was drawing failed, what it had not begun with waits again.
+
+        What it was drawing may be what ended it, so no other engine is tried with that.
+        """
         self.state = "restarting" if self.info else "starting"
         batches, self.batches = self.batches, deque()
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(EngineLostError())
-        for batch in batches:
-            for job, slot in batch.jobs.values():
+        if batches:
+            for job, slot in batches.popleft().jobs.values():
                 self._owner.engine_dropped(job, slot, FailedError("The engine ended while it drew this."))
+        for job, slot in reversed([each for batch in batches for each in batch.jobs.values()]):
+            self._owner.engine_returned(job, slot)
         if not self._stopping:
             self._owner.engine_lost("hung" if self.hung else reason)
 

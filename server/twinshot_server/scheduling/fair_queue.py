@@ -48,6 +48,11 @@ class FairQueue:
             flow.tag = max(flow.tag, self._now)
         flow.jobs.append(job)
 
+    def put_back(self, job: Job) -> None:
+        """Add a job that was popped but not drawn, ahead of those of its flow."""
+        key = (job.priority, job.caller, job.kind)
+        self._flows.setdefault(key, _Flow(self._now)).jobs.appendleft(job)
+
     def remove(self, job: Job) -> bool:
         """Take out a job that nobody wants any more; False if it was not waiting."""
         flow = self._flows.get((job.priority, job.caller, job.kind))
@@ -68,11 +73,11 @@ class FairQueue:
         if leader is None:
             return []
         self._now = max(self._now, self._flows[leader].tag)
-        size, steps, _ = kind = leader[2]
+        kind = leader[2]
         mates = [leader, *(key for key in self._flows if key[2] == kind and key != leader)]
         waiting = sum(len(self._flows[key].jobs) for key in mates)
-        count = self._costs.best_batch(size, steps, min(waiting, self._largest))
-        share = self._costs.seconds(size, steps, count) / count
+        count = self._costs.best_batch(kind.size, kind.passes, min(waiting, self._largest))
+        share = self._costs.seconds(kind.size, kind.passes, count) / count
         batch: list[Job] = []
         for key in mates:
             batch += self._take(key, count - len(batch), share)

@@ -8,12 +8,22 @@ import math
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from twinshot_engine.types import GenerateRequest, Size, StageTimes
 from twinshot_server.images import ImageFormat
 
-Kind = tuple[Size, int, str | None]
-"""Size, steps and adapter: jobs of one kind can share a forward pass."""
+
+class Kind(NamedTuple):
+    """What decides whether jobs can share a forward pass, and what one costs."""
+
+    size: Size
+    steps: int
+    adapter: str | None
+    guidance: float
+    passes: int
+    """How often the transformer runs."""
+
 
 _numbers = itertools.count(1)
 
@@ -75,7 +85,8 @@ class Job:
     @property
     def kind(self) -> Kind:
         """What decides whether jobs can share a forward pass."""
-        return self.size, self.request.steps, self.request.adapter
+        asked = self.request
+        return Kind(self.size, asked.steps, asked.adapter, asked.guidance, asked.passes)
 
     def fail(self, error: Exception) -> None:
         """End the job with an error, unless it has ended already."""

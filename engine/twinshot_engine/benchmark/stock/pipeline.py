@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,29 +53,51 @@ class StockPipeline(ABC):
         for module in self.repeated():
             module.compile(dynamic=False)
 
+    def forget(self) -> None:
+        """Let go of all modules; each is made again when it is asked for."""
+        for name in [name for name, value in vars(self).items() if isinstance(value, nn.Module)]:
+            delattr(self, name)
+
     def fill(
         self,
         module: nn.Module,
         part: str,
         rename: Callable[[str], str] = lambda name: name,
         ignored: tuple[str, ...] = (),
+        dtype: torch.dtype | None = None,
     ) -> nn.Module:
         """Give a module on the meta device the checkpoint's weights, and make it ready to run.
 
         Args:
-            module: its buffers must not matter, or be set afterwards.
+            module: its buffers must be stored too, not matter, or be set afterwards.
             part: the checkpoint's.
             rename: from stored names to the module's.
             ignored: beginnings of stored names that the module does not know.
+            dtype: of the weights, if not the pipeline's.
         """
         stored = self.checkpoint.part(part)
-        module.to(self.dtype).to_empty(device=self.device)
+        module.to(dtype or self.dtype).to_empty(device=self.device)
         wanted = {name for name in stored.headers if not name.startswith(ignored)}
-        weights: Mapping[str, Tensor] = dict(stored.read(wanted, self.device))
-        parameters = dict(module.named_parameters())
-        for name, tensor in weights.items():
-            parameters[rename(name)].data.copy_(tensor)
+        places = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name, tensor in stored.read(wanted, self.device):
+            places[rename(name)].data.copy_(tensor)
         return module.requires_grad_(requires_grad=False).eval()
+
+
+def widen_while_running(module: nn.Module) -> None:
+    """Let a module of narrow weights compute in fp32: each layer's are widened while it runs, and dropped."""
+    for layer in module.modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            narrow = {name: parameter.data for name, parameter in layer.named_parameters(recurse=False)}
+            layer.register_forward_pre_hook(partial(_set, {}, narrow))
+            layer.register_forward_hook(partial(_set, narrow, {}))
+
+
+def _set(as_they_are: Mapping[str, Tensor], widened: Mapping[str, Tensor], layer: nn.Module, *_: Any) -> None:
+    for name, tensor in as_they_are.items():
+        layer.get_parameter(name).data = tensor
+    for name, tensor in widened.items():
+        layer.get_parameter(name).data = tensor.float()
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

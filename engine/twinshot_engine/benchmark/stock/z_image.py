@@ -1,25 +1,26 @@
 """Z-Image by plain diffusers and transformers, with the same random weights.
 
 The modules run as ``ZImagePipeline`` runs them: the text encoder over a prompt padded to 512 tokens with a
-mask, the transformer on lists, the decoder in its default layout, pixels to bytes on the device.
+mask, the transformer on lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from twinshot_engine.benchmark.stock.pipeline import StockPipeline, import_diffusers, to_bytes
+from twinshot_engine.benchmark.stock.kl import StockKL
+from twinshot_engine.benchmark.stock.pipeline import import_diffusers
 from twinshot_engine.families.z_image import MOST_PROMPT_TOKENS
 from twinshot_engine.text import ChatTokenizer, PromptTokenizer, Tokens
 from twinshot_engine.transformer.config import TOKEN_MULTIPLE
 
 
-class StockZImage(StockPipeline):
+class StockZImage(StockKL):
     """See :class:`~twinshot_engine.benchmark.stock.pipeline.StockPipeline`."""
 
     @cached_property
@@ -42,29 +43,9 @@ class StockZImage(StockPipeline):
             model = diffusers.ZImageTransformer2DModel(**self.checkpoint.read_json("transformer"))
         return self.fill(model, "transformer", ignored=("t_embedder_2.",))
 
-    @cached_property
-    def vae(self) -> Any:
-        """Diffusers' autoencoder, its encoder left empty."""
-        diffusers = import_diffusers()
-        config = self.checkpoint.read_json("vae")
-        levels = len(config["block_out_channels"])
-        blocks = {
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-        }
-        with torch.device("meta"):
-            model = diffusers.AutoencoderKL(**config, **blocks)
-        return self.fill(model, "vae")
-
     def tokenizer(self) -> PromptTokenizer:
         """Qwen's, with its chat template."""
         return ChatTokenizer(self.checkpoint.tokenizer(), TOKEN_MULTIPLE, MOST_PROMPT_TOKENS)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """Eightfold downscaling at the published size."""
-        config = self.checkpoint.read_json("vae")
-        downscale = 2 ** (len(config["block_out_channels"]) - 1)
-        return config["latent_channels"], height // downscale, width // downscale
 
     def encode(self, tokens: Tokens) -> Tensor:
         """Embed a prompt as ``[length, hidden]``."""
@@ -85,11 +66,6 @@ class StockZImage(StockPipeline):
         prediction = self.transformer(inputs, t, [caption], return_dict=False)[0]
         step: Tensor = torch.stack(list(prediction)).squeeze(2).float()
         return latents + step
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to bytes."""
-        raw = latents.to(self.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return to_bytes(self.vae.decode(raw, return_dict=False)[0])
 
     def repeated(self) -> Sequence[nn.Module]:
         """Layers of both transformers, and the decoder."""

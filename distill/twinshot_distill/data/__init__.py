@@ -1,0 +1,1 @@
+"""Training data: sources of captions and pictures, and their latents and embeddings on disk."""

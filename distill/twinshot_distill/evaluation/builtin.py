@@ -1,0 +1,207 @@
+"""The built-in benchmark as a report: scores with intervals, controls, curve over steps, diversity, pictures.
+
+GenEval's six tasks in the built-in world, judged by the frozen verifier: a "GenEval-style" score, never a
+GenEval score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twinshot_distill import verifier
+from twinshot_distill.evaluate import Trial, judge, trials
+from twinshot_distill.evaluation.drawing import Report, draw_all
+from twinshot_distill.evaluation.statistics import (
+    corrected,
+    judge_errors,
+    pairwise_distance,
+    shares_below,
+    wilson,
+)
+from twinshot_distill.families.z_image import ZImageEncoders
+from twinshot_distill.verifier.freeze import read_card
+from twinshot_distill.verifier.scoring import STRICT, Verifier
+from twinshot_distill.world.captions import plain_caption
+from twinshot_distill.world.composer import Composer, arrange
+from twinshot_distill.world.scenes import TASKS, Split
+from twinshot_engine.engine import Engine
+from twinshot_engine.opening import find_checkpoint
+from twinshot_engine.types import GenerateRequest
+
+LOW_FIDELITY = 0.5
+VERIFIER_FOLDER = Path(verifier.__file__).parent
+_CEILING = "ceiling"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        steps: step counts.
+        splits: combinations, seen or unseen.
+        count: prompts a task.
+        seeds: pictures a prompt.
+        diversity_prompts: prompts whose pictures are compared with each other.
+        diversity_seeds: pictures of each of them.
+        pictures: how many are shown.
+    """
+
+    steps: tuple[int, ...]
+    splits: tuple[Split, ...] = ("unseen",)
+    count: int = 300
+    seeds: int = 1
+    diversity_prompts: int = 12
+    diversity_seeds: int = 8
+    pictures: int = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was measured.
+
+    Attributes:
+        rows: one flat row a task, combination and step count, the controls among them.
+        diversity: mean pairwise distance by step count.
+        pictures: [N, H, W, 3] by step count, of the same prompts and seeds.
+        captions: of the pictures.
+    """
+
+    rows: list[dict[str, Any]]
+    diversity: dict[int, float]
+    pictures: dict[int, NDArray[np.uint8]]
+    captions: list[str]
+
+
+def measure(engine: Engine, judging: Verifier, plan: Plan, reference: str, report: Report) -> Findings:
+    """Measure a checkpoint in its own domain.
+
+    Args:
+        engine: of the checkpoint, with the plan's step counts.
+        judging: the judge, on any device.
+        plan: what is measured.
+        reference: names the checkpoint, whose autoencoder gives the ceiling.
+        report: receives progress.
+    """
+    rows: list[dict[str, Any]] = []
+    for split in plan.splits:
+        rows += _ceiling_rows(judging, reference, split, plan.count, report)
+        for steps in plan.steps:
+            rows += _score_rows(engine, judging, split, steps, plan, report)
+    return Findings(rows, *_looks(engine, plan, report))
+
+
+def _score_rows(
+    engine: Engine, judging: Verifier, split: Split, steps: int, plan: Plan, report: Report
+) -> list[dict[str, Any]]:
+    rows = []
+    for task in TASKS:
+        asked = reseeded(trials(task, split, plan.count), plan.seeds)
+        requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
+        drawn = list(draw_all(engine, requests, f"{steps} steps, {split}, {task}", report))
+        rows.append(_row(judging, torch.from_numpy(np.stack(drawn)), asked, task, split, steps))
+    return [*rows, mean_row(rows)]
+
+
+def reseeded(asked: Sequence[Trial], seeds: int) -> list[Trial]:
+    """Each trial with as many seeds, counted up from its own; the first round is the trials as they are."""
+    return [replace(trial, seed=(trial.seed + k) % 2**32) for k in range(seeds) for trial in asked]
+
+
+def _ceiling_rows(
+    judging: Verifier, reference: str, split: Split, count: int, report: Report
+) -> list[dict[str, Any]]:
+    """The control from above: true renders through the checkpoint's autoencoder, judged the same way."""
+    encoders = ZImageEncoders(find_checkpoint(reference), torch.device("cpu"))
+    composer = Composer("cpu", scene_variations=4, plain_variations=4)
+    rows = []
+    for place, task in enumerate(TASKS):
+        report(f"ceiling, {split}, {task}", place / len(TASKS))
+        asked = trials(task, split, min(count, 100))
+        restored = [_round_trip(encoders, composer, trial) for trial in asked]
+        rows.append(_row(judging, torch.cat(restored), asked, task, split, _CEILING))
+    return [*rows, mean_row(rows)]
+
+
+def _round_trip(encoders: ZImageEncoders, composer: Composer, trial: Trial) -> Tensor:
+    picture = composer.render(arrange(Random(trial.seed), [trial.scene]))
+    restored = encoders.decode(encoders.encode(picture))
+    return ((restored.clamp(-1, 1) + 1) / 2).float()
+
+
+def _row(
+    judging: Verifier, pictures: Tensor, asked: Sequence[Trial], task: str, split: Split, steps: int | str
+) -> dict[str, Any]:
+    verdicts = judge(judging, pictures, asked)
+    score, count = fmean(verdicts.passed), len(verdicts.passed)
+    errors = judge_errors(read_card(VERIFIER_FOLDER), task, judging.threshold)
+    low, high = wilson(score, count)
+    return {
+        "benchmark": "geneval-style",
+        "steps": steps,
+        "combinations": split,
+        "task": task,
+        "n": count,
+        "score": round(score, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "corrected_score": round(corrected(score, *errors), 4),
+        "strict_score": round(fmean(verdicts.strict), 4),
+        "strict_threshold": STRICT,
+        "shuffled_score": round(fmean(verdicts.shuffled), 4),
+        "fidelity_median": round(median(verdicts.fidelity), 4),
+        "low_fidelity_share": round(shares_below(verdicts.fidelity, LOW_FIDELITY), 4),
+    }
+
+
+def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over tasks; its interval is that of as many independent trials in all."""
+    count = sum(row["n"] for row in rows)
+    keys = (
+        "score",
+        "corrected_score",
+        "strict_score",
+        "shuffled_score",
+        "fidelity_median",
+        "low_fidelity_share",
+    )
+    means = {key: round(fmean(row[key] for row in rows), 4) for key in keys}
+    low, high = wilson(means["score"], count)
+    return rows[0] | means | {"task": "mean", "n": count, "low": round(low, 4), "high": round(high, 4)}
+
+
+def _looks(
+    engine: Engine, plan: Plan, report: Report
+) -> tuple[dict[int, float], dict[int, NDArray[np.uint8]], list[str]]:
+    """Diversity, and pictures to look at, for each step count."""
+    each = -(-max(plan.pictures, plan.diversity_prompts) // len(TASKS))
+    by_task = [trials(task, plan.splits[0], each) for task in TASKS]
+    asked = [trial for group in zip(*by_task, strict=True) for trial in group]
+    shown, varied = asked[: plan.pictures], asked[: plan.diversity_prompts]
+    diversity, pictures = {}, {}
+    for steps in plan.steps:
+        requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in shown]
+        pictures[steps] = np.stack(list(draw_all(engine, requests, f"pictures, {steps} steps", report)))
+        diversity[steps] = _diversity(engine, varied, plan.diversity_seeds, steps, report)
+    return diversity, pictures, [plain_caption(trial.scene) for trial in shown]
+
+
+def _diversity(engine: Engine, asked: Sequence[Trial], seeds: int, steps: int, report: Report) -> float:
+    """Mean over prompts of the pairwise distance of pictures that differ in their seed alone."""
+    distances = []
+    for trial in asked:
+        requests = [GenerateRequest(trial.prompt, seed, steps=steps) for seed in range(seeds)]
+        distances.append(
+            pairwise_distance(np.stack(list(draw_all(engine, requests, f"diversity, {steps} steps", report))))
+        )
+    return round(fmean(distances), 4)

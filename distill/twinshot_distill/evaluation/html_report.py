@@ -1,0 +1,121 @@
+"""The report of an evaluation as one HTML file with its pictures beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from twinshot_distill.charts import line_chart
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.evaluation.builtin import Findings
+from twinshot_distill.live_page import STYLE
+
+_NOTE = (
+    "GenEval's six tasks in the built-in world, judged by the frozen verifier on prompts and seeds that "
+    "are the same every time. This is not a GenEval score. Intervals are Wilson's at 95 %; corrected "
+    "scores take the verifier's measured errors out; shuffled is the control from below, each picture "
+    "judged by another's prompt; ceiling the one from above, true scenes through the autoencoder (100 a "
+    "task at most); fidelity how closely the drawings match, 1 for a copy. Diversity is the mean root- "
+    "mean-square difference of pictures that differ in their seed alone, read at 64 pixels."
+)
+_COLUMNS = (
+    *("steps", "combinations", "task", "score", "interval", "corrected", "strict", "shuffled"),
+    *("fidelity", "below .5", "n"),
+)
+
+
+def write_report(folder: Path, findings: Findings, facts: Mapping[str, Any]) -> Path:
+    """Write `report.html`, `scores.json`, `curve.svg` and the pictures.
+
+    Args:
+        folder: for all of them.
+        findings: what was measured.
+        facts: what a reader must know to measure it again: checkpoint, device, versions, commit, date.
+
+    Returns the page's path.
+
+    Raises:
+        TrainingError: the files cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [row | dict(facts) for row in findings.rows]
+        (folder / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")
+        curve = score_curve(findings.rows)
+        (folder / "curve.svg").write_text(curve)
+        for steps, pictures in findings.pictures.items():
+            _save_pictures(folder / "pictures" / str(steps), pictures)
+        page = folder / "report.html"
+        page.write_text(_page(findings, facts, curve))
+    except OSError as error:
+        raise TrainingError(f"The report cannot be written to '{folder}': {error}.") from error
+    return page
+
+
+def score_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean score over steps, one line for each kind of combinations, as SVG."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["task"] == "mean" and isinstance(row["steps"], int):
+            series.setdefault(row["combinations"], []).append((row["steps"], row["score"]))
+            series.setdefault(f"{row['combinations']}, strict", []).append(
+                (row["steps"], row["strict_score"])
+            )
+    ordered = {name: sorted(points) for name, points in series.items()}
+    return line_chart("Score by steps", ordered, x_label="steps", logarithmic=True, marked=True)
+
+
+def _save_pictures(folder: Path, pictures: NDArray[np.uint8]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{index:03d}.webp", quality=90)
+
+
+def _page(findings: Findings, facts: Mapping[str, Any], curve: str) -> str:
+    told = " · ".join(f"{name} {value}" for name, value in facts.items())
+    diverse = ", ".join(f"{steps} steps {value:.4f}" for steps, value in findings.diversity.items())
+    sheets = "".join(_sheet(steps, findings.captions) for steps in findings.pictures)
+    sheet_style = (
+        ".sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:.6rem}"
+        "figcaption{font-size:.75rem}tr.mean{font-weight:600}.chart{max-width:640px}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title>'
+        f"<style>{STYLE}{sheet_style}</style>"
+        f"<h1>Evaluation of {escape(str(facts.get('checkpoint', '')))}</h1>"
+        f'<p>{escape(told)}</p><p>{escape(_NOTE)}</p><div class="chart">{curve}</div>'
+        f"<p>Diversity: {escape(diverse)}.</p>{_table(findings.rows)}{sheets}</html>\n"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    body = "".join(_table_row(row) for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _table_row(row: Mapping[str, Any]) -> str:
+    cells = (
+        *(row["steps"], row["combinations"], row["task"], f"{row['score']:.3f}"),
+        *(f"{row['low']:.3f}-{row['high']:.3f}", f"{row['corrected_score']:.3f}"),
+        *(f"{row['strict_score']:.3f}", f"{row['shuffled_score']:.3f}", f"{row['fidelity_median']:.3f}"),
+        *(f"{row['low_fidelity_share']:.3f}", row["n"]),
+    )
+    kind = ' class="mean"' if row["task"] == "mean" else ""
+    return f"<tr{kind}>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
+
+
+def _sheet(steps: int, captions: Sequence[str]) -> str:
+    figures = "".join(
+        f'<figure><img src="pictures/{steps}/{index:03d}.webp" alt="{escape(words)}" loading="lazy">'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+        for index, words in enumerate(captions)
+    )
+    return f'<h2>{steps} {"step" if steps == 1 else "steps"}</h2><div class="sheet">{figures}</div>'

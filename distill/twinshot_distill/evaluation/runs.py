@@ -1,0 +1,94 @@
+"""Evaluations from their settings to their files: what the command line calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.evaluation.builtin import Plan, measure
+from twinshot_distill.evaluation.drawing import Report
+from twinshot_distill.evaluation.html_report import write_report
+from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
+from twinshot_distill.verifier.scoring import Verifier
+from twinshot_distill.world.scenes import Split
+from twinshot_distill.world.vocabulary import OBJECTS
+from twinshot_engine.config import EngineConfig
+from twinshot_engine.engine import Engine
+
+
+def evaluate_builtin(
+    settings: Mapping[str, Any],
+    splits: Sequence[str],
+    count: int,
+    seeds: int,
+    pictures: int,
+    out: Path,
+    report: Report,
+) -> tuple[list[dict[str, Any]], Path]:
+    """Measure a checkpoint of the built-in world; returns the rows and the report's page.
+
+    Raises:
+        TrainingError: the checkpoint is not of the built-in world, or the report cannot be written.
+        CheckpointError: it cannot be loaded.
+    """
+    engine = _load(settings, report)
+    known = {entry.name for entry in OBJECTS}
+    if not set(engine.info.vocabulary.get("objects", ())) & known:
+        raise TrainingError(
+            f"{engine.info.name} does not say that it knows the built-in world's objects, and the built-in "
+            "verifier knows no others: use 'twinshot evaluate geneval' or 'dpg'."
+        )
+    verifier = Verifier.load().to(engine.info.device)
+    combinations = cast("tuple[Split, ...]", tuple(splits))
+    plan = Plan(tuple(settings["steps"]), combinations, count, seeds, pictures=pictures)
+    findings = measure(engine, verifier, plan, str(settings["checkpoint"]), report)
+    return findings.rows, write_report(out, findings, _facts(engine))
+
+
+def draw_geneval(
+    settings: Mapping[str, Any], metadata: Path, out: Path, size: str | None, report: Report
+) -> int:
+    """Draw GenEval's prompts; see :func:`~twinshot_distill.evaluation.official.write_geneval`."""
+    engine = _load(settings, report)
+    return write_geneval(engine, metadata, out, _drawing(engine, size, settings), report)
+
+
+def draw_dpg(settings: Mapping[str, Any], prompts: Path, out: Path, size: str | None, report: Report) -> int:
+    """Draw DPG-Bench's prompts; see :func:`~twinshot_distill.evaluation.official.write_dpg`."""
+    engine = _load(settings, report)
+    return write_dpg(engine, prompts, out, _drawing(engine, size, settings), report)
+
+
+def _load(settings: Mapping[str, Any], report: Report) -> Engine:
+    try:
+        config = EngineConfig(**settings)
+    except ValueError as error:
+        raise TrainingError(f"{error}.") from error
+    engine = Engine.load(config, report)
+    engine.warm(report)
+    return engine
+
+
+def _drawing(engine: Engine, size: str | None, settings: Mapping[str, Any]) -> Drawing:
+    width, height = engine.info.sizes[0]
+    if size is not None:
+        found = re.fullmatch(r"(\d+)x(\d+)", size)
+        if found is None:
+            raise TrainingError(f"size {size!r} is not WIDTHxHEIGHT, such as 1024x1024.")
+        width, height = int(found[1]), int(found[2])
+    return Drawing(width, height, settings["steps"][0])
+
+
+def _facts(engine: Engine) -> dict[str, Any]:
+    info = engine.info
+    return {
+        "checkpoint": info.name,
+        "device": info.device,
+        "precision": info.precision,
+        "torch": info.torch_version,
+        "date": datetime.now(UTC).date().isoformat(),
+    }

@@ -1,0 +1,220 @@
+"""The one training loop: steps until a length is reached, saved and told about on the way.
+
+Every step seeds its own chance from the run's seed, so that a resumed run draws what it would have drawn
+and its weights agree to the bit. A step whose gradient is not finite moves nothing; too many in a row end
+the run, with the last state kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from twinshot_distill.averages import local
+from twinshot_distill.checkpointing import Keeper, State
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.journal import Journal
+from twinshot_distill.optimizer import Optimizer
+from twinshot_distill.report import say
+from twinshot_distill.strictness import STRICT
+
+_UNTIMED_STEPS = 3
+"""Steps that compile and do not count against a length in seconds."""
+
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is: `steps`, or `seconds`, or whichever ends first; one of them is needed."""
+
+    __pydantic_config__ = STRICT
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("a run needs a length: steps, seconds, or both")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share that is done, 0 to 1."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_seconds = seconds / self.seconds if self.seconds else 0.0
+        return min(1.0, max(by_steps, by_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How a run is run.
+
+    Attributes:
+        length: when it ends.
+        accumulate: batches a step.
+        save_steps: steps between states; 0 saves none but the last.
+        save_seconds: seconds between states, where 0 saves by steps alone.
+        save_last: whether the end is saved as a state too.
+        patience: steps in a row that may have a gradient that is not finite.
+        seed: of everything random.
+    """
+
+    length: Length
+    accumulate: int = 1
+    save_steps: int = 0
+    save_seconds: float = 0.0
+    save_last: bool = True
+    patience: int = 10
+    seed: int = 0
+
+
+class Trainee(Protocol):
+    """What the loop trains."""
+
+    def loss_terms(self, step: int) -> Mapping[str, Tensor]:
+        """Terms whose sum is the loss of one batch; it may depend on the step and on torch's chance alone."""
+
+    def after_step(self) -> None:
+        """The weights have moved."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that a state must hold beside the optimiser's memory: the live tensors, by name."""
+
+    def numbers(self) -> Mapping[str, float]:
+        """Numbers that a state must hold."""
+
+    def restore(self, numbers: Mapping[str, float]) -> None:
+        """Take up numbers; the tensors have been restored."""
+
+
+@dataclass
+class Loop:
+    """A trainee, its optimiser, and where both are kept and told about."""
+
+    trainee: Trainee
+    optimizer: Optimizer
+    settings: LoopSettings
+    keeper: Keeper
+    journal: Journal
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    _in_a_row: int = 0
+    _last_save: float = field(default_factory=time.monotonic)
+
+    def run(self) -> int:
+        """Train to the end, from the newest state if there is one; returns the number of steps.
+
+        Raises:
+            TrainingError: the newest state cannot be resumed, the training diverged, or the last state cannot
+                be saved.
+        """
+        self._resume()
+        saved = self.step
+        while self.progress < 1:
+            started = time.monotonic()
+            self._step()
+            self._count(started)
+            self.journal.report(self.step, self.progress, self._remaining)
+            if self._is_time_to_save():
+                saved = self._try_to_save(saved)
+        if self.settings.save_last and saved != self.step:
+            self._save()
+        self.journal.finish(self.step, self.skipped)
+        return self.step
+
+    @property
+    def progress(self) -> float:
+        """The share of the length that is done, 0 to 1, the same in all processes."""
+        length = self.settings.length
+        seconds = self.seconds if length.seconds is None else self.keeper.processes.agree(self.seconds)
+        return length.progress(self.step, seconds)
+
+    def _step(self) -> None:
+        seed_step(self.settings.seed, self.step, self.keeper.processes.rank)
+        progress, parts = self.progress, self.settings.accumulate
+        told: dict[str, Tensor] = {}
+        for part in range(parts):
+            terms = self.trainee.loss_terms(self.step * parts + part)
+            torch.autograd.backward(sum(terms.values(), torch.zeros(())) / parts)
+            for name, term in terms.items():
+                told[name] = told.get(name, torch.zeros(())) + term.detach() / parts
+        norm = self.optimizer.step(self.step, progress)
+        self._check(norm)
+        self.trainee.after_step()
+        rate = self.optimizer.rate(self.step, progress)
+        self.journal.note(told, norm, rate)
+
+    def _check(self, norm: Tensor) -> None:
+        if bool(torch.isfinite(norm)):
+            self._in_a_row = 0
+            return
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        say(f"step {self.step}: the gradient is not finite; skipped ({self.skipped} so far)")
+        if self._in_a_row > self.settings.patience:
+            raise TrainingError(
+                f"{self._in_a_row} steps in a row had a gradient that is not finite, the last at step "
+                f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning "
+                "rate in another folder, or other data."
+            )
+
+    def _count(self, started: float) -> None:
+        self.step += 1
+        if self.step > _UNTIMED_STEPS or self.settings.length.seconds is None:
+            self.seconds += time.monotonic() - started
+
+    @property
+    def _remaining(self) -> float:
+        """Seconds to go, by the average step so far."""
+        done = self.progress
+        return self.seconds * (1 - done) / done if done else float("nan")
+
+    def _is_time_to_save(self) -> bool:
+        by_steps = self.settings.save_steps and self.step % self.settings.save_steps == 0
+        if not self.settings.save_seconds:
+            return bool(by_steps)
+        waited = self.keeper.processes.agree(time.monotonic() - self._last_save)
+        return bool(by_steps) or waited >= self.settings.save_seconds
+
+    def _try_to_save(self, saved: int) -> int:
+        """Save, or say why not and go on: a full disk can be mended while training continues."""
+        try:
+            self._save()
+        except TrainingError as error:
+            say(f"step {self.step}: {error}")
+            return saved
+        finally:
+            self._last_save = time.monotonic()
+        return self.step
+
+    def _save(self) -> None:
+        tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
+        tensors |= {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
+        numbers = {**self.trainee.numbers(), "skipped": self.skipped}
+        self.keeper.save(State(self.step, self.seconds, tensors, numbers))
+
+    def _resume(self) -> None:
+        state = self.keeper.latest()
+        if state is None:
+            return
+        for name, tensor in self.trainee.tensors().items():
+            local(tensor).detach().copy_(state.tensors[f"model/{name}"])
+        memory = {
+            name.removeprefix("optimizer/"): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith("optimizer/")
+        }
+        self.optimizer.restore(memory)
+        self.trainee.restore(state.numbers)
+        self.journal.rewind(state.step)
+        self.step, self.seconds, self.skipped = state.step, state.seconds, int(state.numbers["skipped"])
+        say(f"resumed at step {self.step}")
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch on all devices for one step of one process."""
+    torch.manual_seed((seed * _SEED_STRIDE + step) * 65_537 + rank)

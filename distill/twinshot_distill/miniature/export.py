@@ -1,0 +1,80 @@
+"""Write a trained miniature as a plain diffusers folder, the layout of TwinFlow-Z-Image-Turbo.
+
+Stock `ZImagePipeline.from_pretrained` loads it (it ignores `t_embedder_2`); weights are bf16.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from twinshot_distill.miniature.configuration import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
+from twinshot_distill.miniature.denoiser import Denoiser
+from twinshot_distill.miniature.tokenizer import build_tokenizer
+from twinshot_distill.world.vocabulary import COLORS, OBJECTS, SCENES
+from twinshot_engine.vae.kl import AutoencoderKL
+
+_MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "ZImagePipeline",
+    "_diffusers_version": "0.36.0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3Model"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "ZImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _weights(path: Path, state: dict[str, Tensor]) -> None:
+    tensors = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _text_state(text: nn.Module) -> dict[str, Tensor]:
+    """The trained layers, and the last layer and norm that the layout has but generation never reads."""
+    state = dict(text.state_dict())
+    unused = TEXT_ENCODER["num_hidden_layers"] - 1
+    for name in [key for key in state if key.startswith("layers.0.")]:
+        state[name.replace("layers.0.", f"layers.{unused}.")] = torch.zeros_like(state[name])
+    return state | {"norm.weight": torch.ones(TEXT_ENCODER["hidden_size"])}
+
+
+def _description() -> dict[str, Any]:
+    return {
+        "name": "twinshot-miniature",
+        "description": "A small TwinFlow model of 105 toy-like objects in ten colours and nine scenes.",
+        "sizes": [[256, 256]],
+        "vocabulary": {
+            "objects": [entry.name for entry in OBJECTS],
+            "colorable": [entry.name for entry in OBJECTS if entry.colors],
+            "colors": list(COLORS),
+            "scenes": list(SCENES),
+            "synonyms": [synonym for entry in OBJECTS for synonym in entry.synonyms],
+            "places": [phrase for phrases in SCENES.values() for phrase in phrases],
+        },
+    }
+
+
+def export(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
+    """Write the checkpoint; existing files of the same names are replaced."""
+    _json(folder / "model_index.json", _MODEL_INDEX)
+    _json(folder / "twinshot.json", _description())
+    _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    for name, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER), ("vae", VAE)):
+        _json(folder / name / "config.json", config)
+    build_tokenizer(folder / "tokenizer")
+    _weights(
+        folder / "transformer" / "diffusion_pytorch_model.safetensors", denoiser.transformer.state_dict()
+    )
+    _weights(folder / "text_encoder" / "model.safetensors", _text_state(denoiser.text))
+    _weights(folder / "vae" / "diffusion_pytorch_model.safetensors", autoencoder.state_dict())

@@ -1,0 +1,71 @@
+"""What every stage of the miniature's training shares: a loop with states of its own in the run's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from twinshot_distill.checkpointing import Keeper
+from twinshot_distill.journal import Journal, Sampler
+from twinshot_distill.loop import Length, Loop, LoopSettings, Trainee
+from twinshot_distill.miniature.configuration import Run
+from twinshot_distill.optimizer import Optimizer, OptimizerSettings
+
+
+class StageSettings(Protocol):
+    """What the settings of all stages have."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage trains."""
+
+    @property
+    def batch(self) -> int:
+        """Rows a step."""
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """How its weights move."""
+
+
+def train_stage(
+    name: str,
+    trainee: Trainee,
+    parameters: Mapping[str, nn.Parameter],
+    settings: StageSettings,
+    run: Run,
+    out: Path,
+    sampler: Sampler | None = None,
+) -> None:
+    """Train one stage to its end, from its newest state if it was interrupted.
+
+    Raises:
+        TrainingError: it diverged, or its state has other settings.
+    """
+    loop = Loop(
+        trainee,
+        Optimizer(parameters, settings.optimizer),
+        LoopSettings(
+            Length(seconds=settings.seconds), save_seconds=run.save_seconds, save_last=False, seed=run.seed
+        ),
+        Keeper(out / "state" / name, _settings(settings, run), keep=1),
+        Journal(out, name, settings.batch, sampler=sampler, sample_every=run.sample_seconds),
+    )
+    loop.run()
+
+
+def forget_states(name: str, out: Path) -> None:
+    """Remove a stage's states; its weights are saved."""
+    shutil.rmtree(out / "state" / name, ignore_errors=True)
+
+
+def _settings(settings: Any, run: Run) -> dict[str, Any]:
+    """What must not change when a stage is resumed; its length may."""
+    stage, world = asdict(settings), asdict(run.world)
+    del world["workers"]
+    return {"length": stage.pop("seconds"), "stage": stage, "world": world, "seed": run.seed}

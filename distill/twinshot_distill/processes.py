@@ -1,0 +1,67 @@
+"""The processes that train together: one a device, started by torchrun, or just this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Who trains: this process's number and how many there are."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def gather(self, words: str) -> list[str]:
+        """What every process says, known to all."""
+        if self.count == 1:
+            return [words]
+        said = [""] * self.count
+        distributed.all_gather_object(said, words)
+        return said
+
+    def agree(self, value: float) -> float:
+        """The first process's value, known to all: clocks differ."""
+        if self.count == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
+    """Join torchrun's processes where there are any, and say which device is this one's.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device(device, index) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    if count == 1:
+        yield Processes(), place
+        return
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Processes(rank, count), place
+    finally:
+        distributed.destroy_process_group()

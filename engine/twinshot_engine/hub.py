@@ -1,0 +1,126 @@
+"""Fetch checkpoints from the Hugging Face Hub, or from its cache where there is no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+
+from twinshot_engine.errors import CheckpointError
+from twinshot_engine.files import tell
+from twinshot_engine.tensor_files import SUFFIXES
+
+INDEX = "model_index.json"
+
+_HUB_ID = re.compile(
+    r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<path>[\w.-]+(?:/[\w.-]+)*))?(?:@(?P<revision>[\w./-]+))?"
+)
+_KINDS = ("json", "safetensors", "txt", "jinja")
+
+
+class HubId(NamedTuple):
+    """``org/name[/folder or file][@revision]``, taken apart."""
+
+    reference: str
+    repository: str
+    path: str
+    revision: str | None
+
+    @property
+    def names_file(self) -> bool:
+        """Whether it names one file of weights rather than a folder."""
+        return self.path.endswith(SUFFIXES)
+
+    def inside(self, path: str) -> str:
+        """A path in the repository as seen from its root."""
+        return f"{self.path}/{path}" if self.path else path
+
+    def beneath(self, folder: str) -> HubId:
+        """The id of a folder in this one."""
+        path, revision = self.inside(folder), f"@{self.revision}" if self.revision else ""
+        return self._replace(reference=f"{self.repository}/{path}{revision}", path=path)
+
+    def fetch(self, patterns: Sequence[str], without: Collection[str] = ()) -> Path:
+        """Fetch the files that match and return the snapshot's folder, named after its commit.
+
+        Raises:
+            CheckpointError: the repository cannot be reached, and is not cached.
+        """
+        try:
+            folder = snapshot_download(
+                self.repository,
+                revision=self.revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(without),
+            )
+        except Exception as error:  # the Hub client raises its own errors, its HTTP library's and OSError
+            raise CheckpointError(
+                f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name "
+                "a folder."
+            ) from error
+        return Path(folder)
+
+    def fetch_folder(self, without_weights_of: Collection[str] = ()) -> tuple[Path, HubId]:
+        """Fetch a checkpoint; a folder without an index stands for the only one in it that has one.
+
+        Args:
+            without_weights_of: parts that are not needed of it but for their configs.
+
+        Returns:
+            The checkpoint's folder and its id.
+
+        Raises:
+            CheckpointError: it cannot be fetched, or has no index, or several.
+        """
+        snapshot = self.fetch([self.inside(f"*{INDEX}")])
+        folder = snapshot / self.path
+        if self.path and not folder.is_dir():
+            raise CheckpointError(f"{self.repository!r} has no folder {self.path!r}.")
+        if not (folder / INDEX).is_file():
+            only = only_checkpoint(folder, self.reference)
+            if only is None:
+                raise CheckpointError(
+                    f"{self.reference!r} has no {INDEX}: if it holds a transformer alone, name its file, "
+                    f"such as '{self.repository}/{self.inside('file.safetensors')}'."
+                )
+            return self.beneath(only).fetch_folder(without_weights_of)
+        wanted = [self.inside(f"{depth}*.{kind}") for depth in ("", "*/") for kind in _KINDS]
+        snapshot = self.fetch(wanted, [self.inside(f"{part}/*.safetensors") for part in without_weights_of])
+        return snapshot / self.path, self
+
+    def fetch_file(self) -> tuple[Path, str]:
+        """Fetch the file that is named; its path and the commit.
+
+        Raises:
+            CheckpointError: it cannot be fetched, or there is none.
+        """
+        snapshot = self.fetch([self.path])
+        if not (snapshot / self.path).is_file():
+            raise CheckpointError(f"{self.repository!r} has no file {self.path!r}.")
+        return snapshot / self.path, snapshot.name
+
+
+def parse_hub_id(reference: str) -> HubId | None:
+    """Take an id apart; None if it is none."""
+    match = _HUB_ID.fullmatch(reference)
+    if match is None or ".." in reference.split("/") or reference.startswith((".", "/", "~")):
+        return None
+    return HubId(reference, match["repository"], match["path"] or "", match["revision"])
+
+
+def only_checkpoint(folder: Path, reference: str) -> str | None:
+    """The path of the only checkpoint up to two folders deep in ``folder``; None if there is none.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    found = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{INDEX}"))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    if len(names) > 1:
+        repository, at, revision = reference.partition("@")
+        choices = ", ".join(repr(f"{repository}/{name}{at}{revision}") for name in names)
+        raise CheckpointError(f"{reference!r} holds several checkpoints: name one of {choices}.")
+    return names[0] if names else None

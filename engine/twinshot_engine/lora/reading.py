@@ -1,0 +1,103 @@
+"""Read a LoRA file and hold it against the transformer it is to adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from twinshot_engine.adapter_source import AdapterSource
+from twinshot_engine.errors import CheckpointError
+from twinshot_engine.files import quoted
+from twinshot_engine.lora.config import read_config
+from twinshot_engine.lora.keys import Keys, find_module, flat_names, group_keys
+from twinshot_engine.lora.low_rank import LowRank
+from twinshot_engine.tensor_files import Header, opened, read_headers
+
+Headers = Mapping[str, Header]
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA's updates by the names of the stored weights that they change."""
+
+    path: Path
+    updates: Mapping[str, LowRank]
+
+    @property
+    def rank(self) -> int:
+        """The largest of its updates."""
+        return max(update.down.shape[0] for update in self.updates.values())
+
+
+def find_lora(source: AdapterSource, stored: Headers, translate: Callable[[Headers], Headers]) -> Lora:
+    """Find and read an adapter.
+
+    Args:
+        source: where it is, and its strength.
+        stored: the transformer's tensors.
+        translate: from other names of the family's tensors to those.
+
+    Raises:
+        CheckpointError: it cannot be found or read, or does not fit the transformer; then the key is named.
+    """
+    path = source.find()
+    headers = {header.key: header for header in read_headers(path)}
+    modules = group_keys(path, headers)
+    if not modules:
+        raise CheckpointError(f"{quoted(path)} holds no LoRA.")
+    for keys in modules.values():
+        _check_pair(path, headers, keys)
+    config = read_config(path)
+    flat = flat_names(name.removesuffix(".weight") for name in stored)
+    updates: dict[str, LowRank] = {}
+    with opened(path, torch.device("cpu")) as read:
+        for module, keys in modules.items():
+            name = find_module(module, flat)
+            down, up = (read(headers[key]).clone() for key in (keys.down, keys.up))
+            scale = config.scale(name, len(down), float(read(headers[keys.alpha])) if keys.alpha else None)
+            whole = LowRank(down, up, scale * source.scale)
+            for weight, rows in _targets(path, name, headers[keys.up], stored, translate):
+                updates[weight] = whole if rows is None else replace(whole, up=up[rows])
+                _check_fit(path, keys, updates[weight], weight, stored[weight])
+    return Lora(path, updates)
+
+
+def _check_pair(path: Path, headers: Headers, keys: Keys) -> None:
+    down, up = headers[keys.down], headers[keys.up]
+    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+        raise CheckpointError(
+            f"{quoted(path)} has {keys.down!r} of {list(down.shape)} and {keys.up!r} of {list(up.shape)}, "
+            "which share no rank: they must be [rank, in] and [out, rank]."
+        )
+
+
+def _targets(
+    path: Path,
+    name: str,
+    up: Header,
+    stored: Headers,
+    translate: Callable[[Headers], Headers],
+) -> list[tuple[str, slice | None]]:
+    """The stored weights that a module's update changes, each with its rows of the up matrix."""
+    weight = f"{name}.weight"
+    if weight in stored:
+        return [(weight, None)]
+    found = [(part, header.rows) for part, header in translate({weight: up}).items()]
+    if not found or any(part not in stored for part, _ in found):
+        raise CheckpointError(
+            f"{quoted(path)} has {up.key!r}, but this transformer has no {weight!r} to adapt: the adapter "
+            "was made for another family."
+        )
+    return found
+
+
+def _check_fit(path: Path, keys: Keys, update: LowRank, weight: str, header: Header) -> None:
+    shape = update.up.shape[0], update.down.shape[1]
+    if header.shape != shape:
+        raise CheckpointError(
+            f"{quoted(path)} has an update of {list(shape)} in {keys.up!r} and {keys.down!r}, but {weight!r} "
+            f"is {list(header.shape)}: the adapter was made for another model."
+        )

@@ -1,0 +1,52 @@
+"""Two lanes of work on a GPU: the text's small products beside the image's large ones.
+
+A dual-stream block does the same to 4096 image tokens and to 100 text tokens, whose products only read
+weights. On a stream of its own that reading can hide behind the image's arithmetic; whether it pays depends
+on sizes, so ``TWINSHOT_TEXT_LANE=1`` turns it on. A CUDA graph captures both lanes.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+SWITCH = "TWINSHOT_TEXT_LANE"
+
+
+class Lanes:
+    """Where two independent pieces of work run; in turn, unless there is a second lane.
+
+    After :meth:`fork`, work under :meth:`second` does not wait for work outside of it, until :meth:`join`.
+    What the second lane reads must stay referenced until then.
+
+    Args:
+        device: of the work.
+
+    Raises:
+        ValueError: ``TWINSHOT_TEXT_LANE`` is neither 0 nor 1.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        wanted = os.environ.get(SWITCH, "0")
+        if wanted not in ("0", "1"):
+            raise ValueError(f"{SWITCH} is {wanted!r}; accepted: 0, 1.")
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if wanted == "1" and device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def fork(self) -> None:
+        """Let the second lane see what was done so far."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def second(self) -> AbstractContextManager[object]:
+        """Work in the second lane for a while."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def join(self) -> None:
+        """Let what follows see what the second lane did."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)

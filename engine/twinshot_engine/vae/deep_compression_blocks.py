@@ -1,0 +1,147 @@
+"""The blocks of the deep-compression decoder that serves; each maps ``[B, H, W, C]`` to the same layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twinshot_engine.vae.deep_compression_config import DeepCompressionConfig
+from twinshot_engine.vae.deep_compression_stored import (
+    StoredAttention,
+    StoredFeedForward,
+    StoredResBlock,
+    StoredUpsampler,
+    StoredViTBlock,
+)
+from twinshot_engine.vae.folding import folded_kernel
+from twinshot_kernels import (
+    bias_silu,
+    depthwise_glu,
+    depthwise_mix,
+    linear_attention,
+    pixel_norm,
+    upsample_shortcut,
+)
+
+EPS = 1e-5
+
+
+def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """Copy a tensor as a parameter of type ``dtype``; kernels of convolutions become channels last."""
+    layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+    return nn.Parameter(tensor.detach().to(dtype).contiguous(memory_format=layout), requires_grad=False)
+
+
+def images(x: Tensor) -> Tensor:
+    """View ``[B, H, W, C]`` as the channels-last ``[B, C, H, W]`` that convolutions take."""
+    return x.permute(0, 3, 1, 2)
+
+
+def rows(x: Tensor) -> Tensor:
+    """View what a convolution returned as ``[B, H, W, C]``."""
+    return x.permute(0, 2, 3, 1)
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm of pixels, and what is added to it."""
+
+    def __init__(self, stored: nn.Module) -> None:
+        super().__init__()
+        self.weight = frozen(stored.get_parameter("weight"), torch.float32)
+        self.bias = frozen(stored.get_parameter("bias"), torch.float32)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Normalise ``[B, H, W, C]`` and add ``residual``."""
+        return pixel_norm(x, self.weight, self.bias, EPS, residual=residual)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, block: StoredResBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv1 = frozen(block.conv1.weight, dtype)
+        self.bias1 = frozen(block.conv1.get_parameter("bias"), torch.float32)
+        self.conv2 = frozen(block.conv2.weight, dtype)
+        self.norm = Norm(block.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = bias_silu(rows(functional.conv2d(images(x), self.conv1, padding=1)), self.bias1)
+        hidden = rows(functional.conv2d(images(hidden), self.conv2, padding=1))
+        return self.norm(hidden, x)  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """Linear attention of the tokens and, beside them, of their mixture with neighbours.
+
+    A head is 3 D neighbouring channels of the packed projection: its query, key and value.
+    """
+
+    def __init__(self, layer: StoredAttention, head_dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        packed = torch.cat([getattr(layer, f"to_{part}").weight for part in "qkv"])
+        self.to_qkv = frozen(packed, dtype)
+        self.to_out = frozen(layer.to_out.weight, dtype)
+        self.norm = Norm(layer.norm_out)
+        self.taps: nn.Parameter | None = None
+        self.mix: nn.Parameter | None = None
+        for scale in layer.to_qkv_multiscale:
+            self.taps = frozen(scale.get_parameter("proj_in.weight").flatten(1).t(), dtype)
+            mix = scale.get_parameter("proj_out.weight")
+            self.mix = frozen(torch.unflatten(mix.flatten(1), 0, (-1, head_dim)), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = functional.linear(x, self.to_qkv)
+        if self.taps is not None and self.mix is not None:
+            packed = depthwise_mix(packed, self.taps, self.mix)
+        heads = torch.unflatten(packed.flatten(1, 2), -1, (-1, 3, self.head_dim))
+        mixed = torch.unflatten(linear_attention(*heads.unbind(-2)).flatten(-2), 1, x.shape[1:3])
+        return self.norm(functional.linear(mixed, self.to_out), x)  # type: ignore[no-any-return]
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, layer: StoredFeedForward, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.widen = frozen(layer.conv_inverted.weight.flatten(1), dtype)
+        self.widen_bias = frozen(layer.conv_inverted.get_parameter("bias"), dtype)
+        self.taps = frozen(layer.conv_depth.weight.flatten(1).t(), dtype)
+        self.bias = frozen(layer.conv_depth.get_parameter("bias"), torch.float32)
+        self.narrow = frozen(layer.conv_point.weight.flatten(1), dtype)
+        self.norm = Norm(layer.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = functional.linear(x, self.widen, self.widen_bias)
+        mixed = functional.linear(depthwise_glu(wide, self.taps, self.bias), self.narrow)
+        return self.norm(mixed, x)  # type: ignore[no-any-return]
+
+
+class _Upsampler(nn.Module):
+    def __init__(self, layer: StoredUpsampler, dtype: torch.dtype, *, interpolate: bool) -> None:
+        super().__init__()
+        self.interpolate = interpolate
+        weight = layer.conv.weight.detach()
+        self.weight = frozen(folded_kernel(weight) if interpolate else weight, dtype)
+        self.bias = frozen(layer.conv.get_parameter("bias"), torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.interpolate:
+            u = functional.conv_transpose2d(images(x), self.weight, stride=2, padding=1)
+        else:
+            u = functional.conv2d(images(x), self.weight, padding=1)
+        return upsample_shortcut(rows(u), self.bias, x, shuffled=self.interpolate)
+
+
+def build_block(block: nn.Module, config: DeepCompressionConfig, dtype: torch.dtype) -> nn.Module:
+    """Build the serving form of one stored layer.
+
+    Raises:
+        TypeError: the layer is none of a decoder's.
+    """
+    if isinstance(block, StoredResBlock):
+        return _ResBlock(block, dtype)
+    if isinstance(block, StoredUpsampler):
+        return _Upsampler(block, dtype, interpolate=config.interpolate)
+    if isinstance(block, StoredViTBlock):
+        attention = _Attention(block.attn, config.attention_head_dim, dtype)
+        return nn.Sequential(attention, _FeedForward(block.conv_out, dtype))
+    raise TypeError(f"found a layer of type {type(block).__name__}, which is no decoder's")

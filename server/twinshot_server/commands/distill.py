@@ -1,0 +1,63 @@
+"""`twinshot distill`: train a checkpoint for one step, as a run file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twinshot_server.commands.exits import UsageError, one_sentence_errors
+from twinshot_server.commands.options import AsJson
+
+
+def distill(
+    run: Annotated[str, typer.Argument(help="A run file (TOML), or the name of one that comes along.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run's folder; an interrupted run goes on there.")
+    ] = Path("out/distill"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="<name=value>",
+            envvar="TWINSHOT_DISTILL_SET",
+            help="Replace a setting: data.path=pictures; repeat.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Only encode pictures and captions into the cache.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the run file, and print it with all defaults.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a checkpoint for one step (TwinFlow): all weights, or a LoRA.
+
+    Leaves OUTPUT/checkpoint, which `twinshot serve` takes as it is; OUTPUT/progress.html shows how it goes.
+    For several GPUs: torchrun --nproc-per-node 8 --no-python twinshot distill RUN.
+    """
+    with one_sentence_errors():
+        from twinshot_distill.runs import check_run, start_run
+
+        changes = dict(_change(text) for text in settings or [])
+        checked = check_run(run, changes)
+        if dry_run:
+            typer.echo(json.dumps(checked.as_json(), indent=1))
+            return
+        left = start_run(checked, output, device, prepare_only=prepare_only)
+    typer.echo(json.dumps(left) if as_json else "\n".join(left.values()))
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """A dotted name and its value, read as JSON where it is, else as text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"{text!r} is not a setting: write NAME=VALUE, such as data.path=pictures.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,204 @@
+"""Statistics, official layouts and the report, on an engine that draws nothing much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twinshot_distill.charts import line_chart
+from twinshot_distill.errors import TrainingError
+from twinshot_distill.evaluate import Trial
+from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
+from twinshot_distill.evaluation.html_report import score_curve, write_report
+from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
+from twinshot_distill.evaluation.statistics import (
+    corrected,
+    judge_errors,
+    pairwise_distance,
+    shares_below,
+    wilson,
+)
+from twinshot_engine.errors import InvalidRequestError
+from twinshot_engine.types import GenerateRequest
+
+DRAWING = Drawing(16, 8, steps=2, seed=7)
+
+
+class SeedEngine:
+    """Draws the seed as a grey, and refuses long prompts."""
+
+    max_batch = 3
+    info = SimpleNamespace(name="grey")
+
+    def __init__(self) -> None:
+        self.asked: list[GenerateRequest] = []
+
+    def validate(self, request: GenerateRequest) -> None:
+        if len(request.prompt) > 40:
+            raise InvalidRequestError("The prompt is too long.")
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Any:
+        self.asked += requests
+        images = [np.full((r.height, r.width, 3), r.seed, np.uint8) for r in requests]
+        return SimpleNamespace(images=np.stack(images))
+
+
+def quiet(_what: str, _done: float) -> None:
+    pass
+
+
+def metadata(path: Path, prompts: Sequence[str]) -> Path:
+    entries = [{"tag": "single_object", "include": [{"class": "cow"}], "prompt": p} for p in prompts]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+def test_geneval_gets_the_folders_that_its_evaluator_reads(tmp_path: Path) -> None:
+    engine: Any = SeedEngine()
+    source = metadata(tmp_path / "m.jsonl", ["a photo of a cow", "a photo of two cows"])
+    assert write_geneval(engine, source, tmp_path / "out", DRAWING, quiet) == 2
+    folder = tmp_path / "out" / "00001"
+    assert json.loads((folder / "metadata.jsonl").read_text())["prompt"] == "a photo of two cows"
+    names = sorted(path.name for path in (folder / "samples").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    with Image.open(folder / "samples" / "0002.png") as picture:
+        assert (picture.size, picture.getpixel((0, 0))) == ((16, 8), (9, 9, 9))
+    assert {r.steps for r in engine.asked} == {2}
+    # An interrupted run goes on with what is missing.
+    (folder / "samples" / "0003.png").unlink()
+    engine.asked.clear()
+    assert write_geneval(engine, source, tmp_path / "out", DRAWING, quiet) == 1
+    assert [(r.prompt, r.seed) for r in engine.asked] == [("a photo of two cows", 7 + k) for k in range(4)]
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_dpg_gets_sheets_of_two_by_two(tmp_path: Path, *, as_folder: bool) -> None:
+    source = tmp_path / "prompts"
+    if as_folder:
+        source.mkdir()
+        (source / "part7.txt").write_text("a cow\n")
+    else:
+        source.write_text(json.dumps({"id": "part7", "prompt": "a cow"}) + "\n")
+    engine: Any = SeedEngine()
+    assert write_dpg(engine, source, tmp_path / "out", DRAWING, quiet) == 1
+    with Image.open(tmp_path / "out" / "part7.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (16, 32, 3)
+    corners = [pixels[0, 0, 0], pixels[0, 31, 0], pixels[15, 0, 0], pixels[15, 31, 0]]
+    assert corners == [7, 8, 9, 10]
+    assert engine.asked[0].prompt == "a cow"
+    assert write_dpg(engine, source, tmp_path / "out", DRAWING, quiet) == 0
+
+
+def test_prompts_that_cannot_be_drawn_are_told_before_the_first_is(tmp_path: Path) -> None:
+    engine: Any = SeedEngine()
+    source = metadata(tmp_path / "m.jsonl", ["a cow", "a cow " * 10, "a dog " * 10])
+    with pytest.raises(TrainingError, match=r"grey cannot draw 2 of 3 requests, .*'a cow a cow.*too long"):
+        write_geneval(engine, source, tmp_path / "out", DRAWING, quiet)
+    assert not engine.asked
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "line 1, is not JSON"), ('{"id": 3}', "line 1, has no 'prompt'"), ("7", "line 1, is not JSON")],
+)
+def test_damaged_prompts_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    engine: Any = SeedEngine()
+    with pytest.raises(TrainingError, match=words):
+        write_dpg(engine, tmp_path / "p.jsonl", tmp_path / "out", DRAWING, quiet)
+
+
+def test_ids_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"id": "../x", "prompt": "a cow"}')
+    engine: Any = SeedEngine()
+    with pytest.raises(TrainingError, match=r"'\.\./x', which is no file name"):
+        write_dpg(engine, tmp_path / "p.jsonl", tmp_path / "out", DRAWING, quiet)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        write_dpg(engine, tmp_path / "none.jsonl", tmp_path / "out", DRAWING, quiet)
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    low, high = wilson(0.9, 100)
+    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert wilson(1.0, 300)[0] == pytest.approx(0.98736, abs=1e-4)
+    assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_a_judges_errors_are_taken_out() -> None:
+    assert corrected(0.5, 0.9, 0.1) == pytest.approx(0.5)
+    assert corrected(0.95, 0.9, 0.0) == 1.0
+    assert corrected(0.05, 0.9, 0.1) == 0.0
+    rate = {"task": "two", "level": "clean", "threshold": 0.2, "true_pass": 0.9, "false_pass": 0.1}
+    card = {"measured": {"rates": [rate]}}
+    assert judge_errors(card, "two", 0.2) == (0.9, 0.1)
+    assert judge_errors(card, "two", 0.5) == (1.0, 0.0)
+
+
+def test_diversity_is_zero_for_copies_and_known_for_flat_colours() -> None:
+    flat = np.stack([np.full((80, 80, 3), value, np.uint8) for value in (0, 51, 102)])
+    assert pairwise_distance(flat) == pytest.approx((0.2 + 0.4 + 0.2) / 3)
+    assert pairwise_distance(flat[[1, 1]]) == 0
+    assert shares_below([0.1, 0.5, 0.9], 0.5) == pytest.approx(1 / 3)
+
+
+def row(task: str, steps: int | str, score: float) -> dict[str, Any]:
+    keys = ("corrected_score", "strict_score", "shuffled_score", "fidelity_median", "low_fidelity_share")
+    common = {"combinations": "unseen", "n": 50, "low": 0.0, "high": 1.0}
+    return {"task": task, "steps": steps, "score": score} | common | dict.fromkeys(keys, score / 2)
+
+
+def test_more_seeds_of_a_prompt_count_up_and_keep_the_first_round() -> None:
+    asked: Any = [Trial(None, "a", 5), Trial(None, "b", 2**32 - 1)]  # type: ignore[arg-type]
+    again = reseeded(asked, 3)
+    assert again[:2] == asked
+    assert [(trial.prompt, trial.seed) for trial in again[2:]] == [("a", 6), ("b", 0), ("a", 7), ("b", 1)]
+
+
+def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
+    rows = [row("single", 1, 0.8), row("two <b>", 1, 0.6)]
+    findings = Findings(
+        [*rows, mean_row(rows), row("mean", "ceiling", 0.99), row("mean", 4, 0.9)],
+        {1: 0.05},
+        {1: np.zeros((2, 8, 8, 3), np.uint8)},
+        ["a cow & a dog", "a cat"],
+    )
+    page = write_report(tmp_path / "r", findings, {"checkpoint": "tiny", "device": "cpu"}).read_text()
+    assert "two &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "a cow &amp; a dog" in page
+    assert "not a GenEval score" in page
+    assert "1 steps 0.0500" in page
+    assert page.count("<tr") == 1 + 5
+    assert len(list((tmp_path / "r" / "pictures" / "1").iterdir())) == 2
+    kept = json.loads((tmp_path / "r" / "scores.json").read_text())
+    assert kept[2]["score"] == pytest.approx(0.7)
+    assert kept[2]["n"] == 100
+    assert kept[0]["checkpoint"] == "tiny"
+    assert (tmp_path / "r" / "curve.svg").read_text() == score_curve(findings.rows)
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file")
+    with pytest.raises(TrainingError, match="cannot be written"):
+        write_report(tmp_path / "r", Findings([], {}, {}, []), {})
+
+
+def test_charts_place_points_in_order_and_leave_out_what_is_not_finite() -> None:
+    svg = line_chart(
+        "t<", {"a": [(1, 0.0), (2, 1.0), (4, float("nan")), (4, 2.0)]}, x_label="x", logarithmic=True
+    )
+    points = svg.split('points="')[1].split('"')[0].split()
+    xs, ys = zip(*(map(float, point.split(",")) for point in points), strict=True)
+    assert len(points) == 3
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    assert ys[0] > ys[1] > ys[2]
+    assert "t&lt;" in svg
+    assert line_chart("t", {"a": []}, x_label="x") == ""
