@@ -26,7 +26,7 @@ _SOURCES = ("backgrounds.py", "bank.py", "composer.py", "faults.py", "layouts.py
 class DataSettings:
     """What the training pictures depend on."""
 
-    scenes: int = 24_000
+    scenes: int = 48_000
     seed: int = 71
     backgrounds: int = 1_500
     fault: float = 0.13

@@ -12,7 +12,7 @@ from torch import Tensor
 from twinshot_distill.verifier.model import COLOR_NAMES, GRID, NATURAL, Maps
 from twinshot_distill.world.vocabulary import OBJECTS
 
-_COLOR_WEIGHT = 0.5
+_COLOR_WEIGHT = 1.0
 _GEOMETRY_WEIGHT = 0.5
 
 

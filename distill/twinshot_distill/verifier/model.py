@@ -75,7 +75,8 @@ class Detector(nn.Module):
             _Residual(width, 1),
         )
         self.heat = nn.Conv2d(width, classes, 1)
-        self.color = nn.Conv2d(width, len(COLOR_NAMES), 1)
+        # The middle of a ladder, a magnet or a bicycle shows what is behind it: the colour is read around it.
+        self.color = nn.Sequential(_conv(width, 96, dilation=2), nn.Conv2d(96, len(COLOR_NAMES), 1))
         self.geometry = nn.Conv2d(width, 3, 1)
         nn.init.constant_(self._bias(self.heat), _PRIOR_LOGIT)
 

@@ -2,7 +2,7 @@
 
     python -m twinshot_distill.verifier.train --out FOLDER
 
-About twenty minutes on one CPU core. Writes `verifier.safetensors`, `verifier.json` and
+About eighty minutes on one CPU core. Writes `verifier.safetensors`, `verifier.json` and
 `README.md`; run it before a generator is trained, never after one was judged.
 """
 
@@ -41,11 +41,11 @@ console = Console()
 class TrainSettings:
     """The optimiser's side of a run."""
 
-    steps: int = 1_900
+    steps: int = 7_000
     batch: int = 32
     rate: float = 2.5e-3
     weight_decay: float = 0.02
-    ema: float = 0.998
+    ema: float = 0.999
     seed: int = 5
 
 
