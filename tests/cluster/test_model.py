@@ -43,7 +43,7 @@ def test_keys_come_from_the_replicas_own_environment(monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_start() -> None:
-    with pytest.raises(CheckpointError, match="no folder 'nowhere at all'"):
+    with pytest.raises(CheckpointError, match="no folder or file 'nowhere at all'"):
         with TestClient(make_app({"checkpoint": "nowhere at all", "log_level": "error"})):
             pass
 

@@ -150,4 +150,5 @@ def test_every_panel_shows_something_once_pictures_are_drawn(prometheus: str, po
         with contextlib.suppress(OSError):  # while Prometheus starts
             empty = {text for text in expected if not has_data(prometheus, text)}
     rules = ask(prometheus, "rules")["groups"][0]["rules"]
-    assert {rule["state"] for rule in rules} == {"inactive"}
+    # One may be pending: a busy machine looks overloaded for a moment.
+    assert {rule["state"] for rule in rules} <= {"inactive", "pending"}

@@ -21,8 +21,8 @@ from twinshot_server.settings import DEFAULTS, Settings
 
 SECRETS = {"api_keys"}
 """A setting that only comes from a keys file in the chart."""
-NOT_OFFERED = {"replica", "engine"}
-"""Settings that a pod has no use for: one is the server's own, one for tests."""
+NOT_OFFERED = {"replica", "engine", "engines", "fallback"}
+"""Settings that a pod has no use for: the server's own, one for tests, TensorRT's, which is in no image."""
 
 
 def environment(name: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_what_waits_behind_others_is_superseded_too(client: TestClient, engine: 
         ('{"id": 1, "prompt": "a", "seed": 1e999}', 1, "seed"),
         ('{"id": 1, "prompt": "a", "n": 2}', 1, "a frame is one picture"),
         ('{"id": 1, "prompt": "a", "size": "9x9"}', 1, "9x9 is not supported"),
-        ('{"id": 1, "prompt": "a", "guidance": 2}', 1, "no such field; known are prompt"),
+        ('{"id": 1, "prompt": "a", "colour": 2}', 1, "no such field; known are prompt"),
     ],
 )
 def test_garbage_is_told_and_the_session_goes_on(

@@ -17,6 +17,7 @@ from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.families.repacked import Headers, Repack
 from twinshot_engine.text import Caption, PromptTokenizer
 from twinshot_engine.types import Size
+from twinshot_engine.vae import PixelDecoder
 from twinshot_engine.weights import Slot, StoredPart
 
 Progress = Callable[[str, float], None]
@@ -92,6 +93,7 @@ class Model(ABC):
         passes: the constants of every advertised step count.
         latent_channels: channels of the latents that noise is drawn for.
         downscale: pixels along a side that become one latent.
+        decoder: from latents to bytes.
         negative_prompt: what guidance leads away from.
         adaptable: what adapters change; None if it takes none.
     """
@@ -102,6 +104,7 @@ class Model(ABC):
     passes: Mapping[int, tuple[Pass, ...]]
     latent_channels: int
     downscale: int
+    decoder: PixelDecoder
     negative_prompt: str = ""
     adaptable: Adaptable | None = None
 
@@ -124,9 +127,9 @@ class Model(ABC):
     ) -> Tensor:
         """Move latents ``[B, C, h, w]`` fp32 along one pass; the last two arguments are a :class:`Pass`'s."""
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` fp32 to ``[B, H, W, 3]`` uint8."""
+        return self.decoder.decode_to_bytes(latents)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of the latents of a picture of ``width`` by ``height`` pixels."""

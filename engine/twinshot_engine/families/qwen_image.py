@@ -46,7 +46,6 @@ from twinshot_engine.transformer.dual_stream_folding import (
     transformer_slots,
     unread_shapes,
 )
-from twinshot_engine.vae.pixel_decoder import PixelDecoder
 from twinshot_engine.vae.qwen_image import QwenImageDecoder
 from twinshot_engine.vae.qwen_image_config import QwenImageVAEConfig
 from twinshot_engine.weights import Slot, StoredPart, same_names
@@ -64,7 +63,6 @@ class QwenImageModel(Model):
 
     text: Qwen25VLEncoder
     transformer: DualStreamTransformer
-    decoder: PixelDecoder
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -87,10 +85,6 @@ class QwenImageModel(Model):
         text, lengths = caption
         velocity = self.transformer.predict(latents.to(self.placement.dtype), text, lengths, modulation)
         return advance(latents, velocity.float(), fresh, weights)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to bytes."""
-        return self.decoder.decode_to_bytes(latents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,6 @@ class SanaModel(Model):
 
     text: Gemma2Encoder
     transformer: LinearAttentionTransformer
-    decoder: DeepCompressionDecoder
     dropped: int
 
     @property
@@ -118,10 +117,6 @@ class SanaModel(Model):
         key_value, lengths = caption
         prediction = self.transformer.predict(latents, key_value, lengths, modulation)
         return advance(latents, prediction.float(), fresh, weights)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to bytes."""
-        return self.decoder.decode_to_bytes(latents)
 
 
 @dataclass(frozen=True, slots=True)

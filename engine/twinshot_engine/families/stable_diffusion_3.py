@@ -31,7 +31,7 @@ from twinshot_engine.text.joint_prompt import JointTokenizer
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_folding import joint_slots, read_tables, read_times, table_shapes
 from twinshot_engine.transformer.joint_transformer import JointTransformer
-from twinshot_engine.vae import KLConfig, KLDecoder, PixelDecoder, serving_decoder
+from twinshot_engine.vae import KLConfig, KLDecoder, serving_decoder
 from twinshot_engine.weights import StoredPart
 
 
@@ -46,7 +46,6 @@ class StableDiffusion3Model(Model):
     tokenizer: JointTokenizer
     text: JointEncoders
     transformer: JointTransformer
-    decoder: PixelDecoder
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -73,10 +72,6 @@ class StableDiffusion3Model(Model):
         packed = passes.index_select(1, modulation.reshape(1))
         velocity = self.transformer.predict(latents.to(self.placement.dtype), context, packed)
         return advance(latents, velocity.float(), fresh, weights)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to bytes."""
-        return self.decoder.decode_to_bytes(latents)
 
 
 def load_stable_diffusion_3(

@@ -44,7 +44,7 @@ from twinshot_engine.transformer.folding import (
     read_times,
     time_slots,
 )
-from twinshot_engine.vae import KLConfig, KLDecoder, PixelDecoder, serving_decoder
+from twinshot_engine.vae import KLConfig, KLDecoder, serving_decoder
 from twinshot_engine.weights import StoredPart, same_names
 
 MOST_PROMPT_TOKENS = 512
@@ -65,7 +65,6 @@ class ZImageModel(Model):
 
     text: Qwen3Encoder
     transformer: FoldedTransformer
-    decoder: PixelDecoder
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -88,10 +87,6 @@ class ZImageModel(Model):
         prediction = self.transformer.predict(latents.to(self.placement.dtype), caption[0], named)
         # Z-Image predicts from noise to data; velocities point from data to noise.
         return advance(latents, -prediction.float(), fresh, weights)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode to bytes."""
-        return self.decoder.decode_to_bytes(latents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from twinshot_engine.errors import EngineFilesError
 from twinshot_engine.files import quoted, tell
 from twinshot_engine.tensorrt.disk import hash_file, write_whole
@@ -139,15 +137,15 @@ class Manifest:
         write_whole(folder / FILE, json.dumps(asdict(self.sealed()), indent=1).encode())
 
 
-_READER = TypeAdapter(Manifest)
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest and check that nobody changed it.
 
     Raises:
         EngineFilesError: it is missing, damaged, changed or of another format.
     """
+    # Only those who have engines need it.
+    from pydantic import TypeAdapter, ValidationError
+
     path = folder / FILE
     try:
         content: Any = json.loads(path.read_bytes())
@@ -162,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{quoted(path)} has format {content.get('format')!r}, not {FORMAT}: build again."
         )
     try:
-        manifest = _READER.validate_python(content)
+        manifest = TypeAdapter(Manifest).validate_python(content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise EngineFilesError(f"{quoted(path)} is damaged at {where or 'its top'!r}: build again.") from None

@@ -17,6 +17,7 @@ from torch.nn import functional
 from twinshot_engine.vae.deep_compression_blocks import EPS, Norm, build_block, frozen, images
 from twinshot_engine.vae.deep_compression_stored import StoredDeepCompression, StoredUpsampler
 from twinshot_engine.vae.folding import folded_kernel
+from twinshot_engine.vae.pixel_decoder import PixelDecoder
 from twinshot_kernels import pixel_norm, pixel_norm_taps, quantize_pixels, quantize_taps, sum_taps
 
 _COLUMN_MULTIPLE = 8
@@ -72,7 +73,7 @@ class _LastUpsampling(nn.Module):
         return quantize_pixels(self.pixels(x))
 
 
-class DeepCompressionDecoder(nn.Module):
+class DeepCompressionDecoder(PixelDecoder):
     """The serving form of a loaded :class:`StoredDeepCompression`, which is used up level by level.
 
     Nothing in it waits for the device or depends on values, so a CUDA graph can hold it.

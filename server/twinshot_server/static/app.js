@@ -1,7 +1,7 @@
 // The page: what is asked for, sent at every keystroke, and what came of it.
 //
-// The document's event "twinshot:picture" tells of each that is shown: its prompt, seed and tile, whether it is stale
-// (drawn for an older wish), and ms since the keystroke.
+// The event "twinshot:picture" tells of each that is shown: prompt, seed, tile, whether it is stale (drawn for
+// an older wish), and ms since the keystroke.
 
 import { Connection } from "./connection.js";
 import { $, element, say, settled } from "./elements.js";

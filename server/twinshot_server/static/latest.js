@@ -1,8 +1,8 @@
 // Newest wins: what to send to a server that draws one request of ours and lets one wait.
 //
-// A wish is a list of shots, drawn in order. Its first shot is sent at once, even while an older one is being
-// drawn: the server drops whatever of ours still waits. The others follow one by one. A new wish replaces the
-// rest of the old one. After a wish at most one older frame is shown, however late frames arrive.
+// A wish is a list of shots. Its first is sent at once, even while an older one is drawn: the server drops
+// what of ours still waits. The others follow one by one. A new wish replaces the rest of the old one, after
+// which at most one older frame is shown, however late frames arrive.
 
 /** Decides what is sent and which frames are shown. Knows neither sockets nor pictures. */
 export class Latest {
