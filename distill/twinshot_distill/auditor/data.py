@@ -1,4 +1,8 @@
-"""Training pictures for the auditor: the generator's composer, moved, spoiled, and labelled cell by cell."""
+"""Training pictures for the auditor: the generator's composer, moved, spoiled, and labelled cell by cell.
+
+Drawing takes longer than everything else, so a pool of drawn pictures is used several times, each time moved
+and spoiled anew, and renewed little by little.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twinshot_distill.auditor.model import CELLS, OWN_COLOR, SIDE
-from twinshot_distill.world.composer import Composer, SceneBatch, arrange
-from twinshot_distill.world.scenes import TASKS, sample_scene
+from twinshot_distill.world.composer import MOST_OBJECTS, Composer, arrange
+from twinshot_distill.world.scenes import TASKS, Split, sample_scene
 from twinshot_distill.world.sprites import VARIANTS
 from twinshot_distill.world.vocabulary import COLORS, OBJECTS
 
@@ -20,8 +24,12 @@ IGNORED = -100
 
 NOTHING = len(OBJECTS)
 _COLOR_LABELS = {name: label for label, name in enumerate(COLORS)}
-_CORE, _RIM = 0.26, 0.48
-"""Cells nearer to an object's centre than the first share of its size are it, beyond the second are not."""
+_SPLITS: tuple[Split, ...] = ("train", "unseen")
+_CORE, _RIM = 0.25, 0.34
+"""Cells nearer to an object's centre than the first share of its size are it, beyond the second are not.
+
+Both are well inside of it, so that equal objects side by side have nothing between them.
+"""
 
 
 class Examples(NamedTuple):
@@ -32,39 +40,77 @@ class Examples(NamedTuple):
     colors: Tensor
 
 
-def draw_examples(rng: Random, generator: torch.Generator, composer: Composer, count: int) -> Examples:
-    """Draw scenes of all tasks, whether held out from the generator or not, and spoil some of them."""
-    splits = ("train", "unseen")
-    scenes = [sample_scene(rng, TASKS[rng.randrange(len(TASKS))], rng.choice(splits)) for _ in range(count)]
-    batch = arrange(rng, scenes)
-    pictures = composer.render(batch) / 2 + 0.5
-    zoom = 0.8 + 0.45 * torch.rand(count, generator=generator)
-    shift = 0.3 * torch.rand(count, 2, generator=generator) - 0.15
-    pictures = _move(pictures, zoom, shift)
-    kinds, colors = _label(batch, zoom, shift)
-    return _spoil(Examples(pictures, kinds, colors), generator)
+class PicturePool:
+    """Drawn pictures ``[P, 3, 128, 128]`` with their scenes, the oldest replaced as they are used.
+
+    Args:
+        composer: draws on the CPU.
+        size: pictures held.
+        portion: pictures replaced at each draw; must divide ``size``.
+        seed: of scenes and of everything that is done to them.
+    """
+
+    def __init__(self, composer: Composer, size: int, portion: int, seed: int) -> None:
+        if size % portion:
+            raise ValueError(f"a pool of {size} pictures cannot be renewed {portion} at a time")
+        self._composer, self._portion = composer, portion
+        self._rng, self._generator = Random(seed), torch.Generator().manual_seed(seed)
+        self._pictures = torch.empty(size, 3, SIDE, SIDE, dtype=torch.float16)
+        self._variants = torch.empty(size, MOST_OBJECTS, dtype=torch.int64)
+        self._boxes = torch.empty(size, MOST_OBJECTS, 3)
+        self._oldest = 0
+        for _ in range(size // portion):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Replace the oldest pictures by scenes of all tasks, whether held out from the generator or not."""
+        rng, chosen = self._rng, slice(self._oldest, self._oldest + self._portion)
+        tasks = rng.choices(TASKS, k=self._portion)
+        batch = arrange(rng, [sample_scene(rng, task, rng.choice(_SPLITS)) for task in tasks])
+        drawn = self._composer.render(batch) / 2 + 0.5
+        self._pictures[chosen] = F.interpolate(drawn, (SIDE, SIDE), mode="bilinear", antialias=True).half()
+        self._variants[chosen] = torch.from_numpy(batch.variants)
+        self._boxes[chosen] = torch.from_numpy(batch.boxes)
+        self._oldest = chosen.stop % len(self._pictures)
+
+    def draw(self, count: int) -> Examples:
+        """Move and spoil some of the pictures."""
+        self._renew()
+        generator = self._generator
+        rows = torch.randint(len(self._pictures), (count,), generator=generator)
+        zoom = 0.6 + 0.65 * torch.rand(count, generator=generator)
+        shift = 0.3 * torch.rand(count, 2, generator=generator) - 0.15
+        pictures = _move(self._pictures[rows].float(), zoom, shift)
+        boxes = self._boxes[rows]
+        centres = (boxes[..., :2] - 0.5) * zoom[:, None, None] + 0.5 + shift[:, None]
+        kinds, colors = label(self._variants[rows], centres, boxes[..., 2] * zoom[:, None])
+        return _spoil(Examples(pictures, kinds, colors), generator)
 
 
 def _move(pictures: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
-    """Magnify by ``zoom``, move by ``shift`` of a side, and reduce to the network's size."""
+    """Magnify by ``zoom`` and move by ``shift`` of a side."""
     theta = torch.zeros(len(pictures), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
     theta[:, :, 2] = -2 * shift / zoom[:, None]
-    small = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
-    grid = F.affine_grid(theta, list(small.shape), align_corners=False)
-    return F.grid_sample(small, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def _label(batch: SceneBatch, zoom: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Label the cells of every picture; an object in front hides those behind it."""
-    boxes = torch.from_numpy(batch.boxes)
-    centres = (boxes[..., :2] - 0.5) * zoom[:, None, None] + 0.5 + shift[:, None]
-    sizes = boxes[..., 2] * zoom[:, None]
+def label(variants: Tensor, centres: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Label the cells of every picture; an object in front hides those behind it.
+
+    Args:
+        variants: ``[N, K]`` indices into ``VARIANTS``, -1 for none.
+        centres: ``[N, K, 2]``, in shares of the side.
+        sizes: ``[N, K]``, likewise.
+
+    Returns the kinds and colours of :class:`Examples`.
+    """
     axis = (torch.arange(CELLS) + 0.5) / CELLS
-    kinds = torch.full((len(boxes), CELLS, CELLS), NOTHING)
+    kinds = torch.full((len(variants), CELLS, CELLS), NOTHING)
     colors = torch.full_like(kinds, IGNORED)
-    for row, variants in enumerate(batch.variants.tolist()):
-        for slot, variant in enumerate(variants):
+    for row, slots in enumerate(variants.tolist()):
+        for slot, variant in enumerate(slots):
             if variant < 0:
                 continue
             kind, color = VARIANTS[variant]
@@ -78,7 +124,7 @@ def _label(batch: SceneBatch, zoom: Tensor, shift: Tensor) -> tuple[Tensor, Tens
 
 
 def _spoil(examples: Examples, generator: torch.Generator) -> Examples:
-    """Blur, noise and tint all a little; melt some pictures into others or into a smear, which are nothing."""
+    """Blur, noise and tint all a little; melt some into others or into a smear, which are nothing."""
     pictures, kinds, colors = examples
     count = len(pictures)
     roll = torch.rand(count, generator=generator)

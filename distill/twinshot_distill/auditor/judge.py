@@ -91,7 +91,7 @@ def regions(labels: Labels, classes: Sequence[str], threshold: float) -> list[li
     pictures: list[list[Detection]] = []
     for probability, kind, color in zip(sure, kinds, labels.color, strict=True):
         found = []
-        for index in kind[kind < len(classes)].unique().tolist():
+        for index in sorted(set(kind.flatten().tolist()) - {len(classes)}):
             for region in connected(kind == index):
                 score = float(probability[region].mean())
                 if region.sum() >= LEAST_CELLS and score >= threshold:
@@ -108,7 +108,7 @@ def connected(mask: Tensor) -> list[Tensor]:
         if torch.equal(spread, names):
             break
         names = spread
-    return [names == name for name in names[mask].unique()]
+    return [names == name for name in sorted(set(names[mask].tolist()))]
 
 
 def _detection(noun: str, region: Tensor, score: float, color: Tensor) -> Detection:

@@ -1,4 +1,4 @@
-"""The auditor's network: a label for every cell of a picture, in the manner of ConvNeXt (arXiv 2201.03545)."""
+"""The auditor's network: a label for every cell of a picture, by ConvNeXt's blocks (arXiv:2201.03545)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPANSION = 3
 
 
 class Labels(NamedTuple):
-    """Logits for N pictures: ``kind`` ``[N, C + 1, 16, 16]``, the last nothing; ``color`` ``[N, 11, 16, 16]``."""
+    """Logits: ``kind`` ``[N, C + 1, 16, 16]``, the last for nothing, and ``color`` ``[N, 11, 16, 16]``."""
 
     kind: Tensor
     color: Tensor

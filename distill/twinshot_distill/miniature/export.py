@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from twinshot_distill.miniature.card import describe
 from twinshot_distill.miniature.configuration import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
 from twinshot_distill.miniature.denoiser import Denoiser
 from twinshot_distill.miniature.tokenizer import build_tokenizer
-from twinshot_distill.world.vocabulary import COLORS, OBJECTS, SCENES
 from twinshot_engine.vae.kl import AutoencoderKL
 
 _MODEL_INDEX: dict[str, Any] = {
@@ -49,26 +49,10 @@ def _text_state(text: nn.Module) -> dict[str, Tensor]:
     return state | {"norm.weight": torch.ones(TEXT_ENCODER["hidden_size"])}
 
 
-def _description() -> dict[str, Any]:
-    return {
-        "name": "twinshot-miniature",
-        "description": "A small TwinFlow model of 105 toy-like objects in ten colours and nine scenes.",
-        "sizes": [[256, 256]],
-        "vocabulary": {
-            "objects": [entry.name for entry in OBJECTS],
-            "colorable": [entry.name for entry in OBJECTS if entry.colors],
-            "colors": list(COLORS),
-            "scenes": list(SCENES),
-            "synonyms": [synonym for entry in OBJECTS for synonym in entry.synonyms],
-            "places": [phrase for phrases in SCENES.values() for phrase in phrases],
-        },
-    }
-
-
 def export(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
     """Write the checkpoint; existing files of the same names are replaced."""
     _json(folder / "model_index.json", _MODEL_INDEX)
-    _json(folder / "twinshot.json", _description())
+    _json(folder / "twinshot.json", describe())
     _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     for name, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER), ("vae", VAE)):
         _json(folder / name / "config.json", config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ _COST = 5  # a wrong picture that passes is worse than a right one that does not
 _TOLERANCE = 0.003  # given up, at most, for a higher and so stricter threshold
 
 
+class Judge(Protocol):
+    """What can be measured: a verifier, or another network in its place."""
+
+    twins: dict[str, str]
+
+    def detect(self, images: Tensor, threshold: float | None = None) -> list[list[Detection]]:
+        """Every object found in each picture with at least that score."""
+
+
 class Rate(TypedDict):
     """One row of the measurements."""
 
@@ -40,16 +49,14 @@ class Rate(TypedDict):
     n: int
 
 
-def _share(
-    verifier: Verifier, found: Sequence[list[Detection]], scenes: list[Scene], threshold: float
-) -> float:
+def _share(verifier: Judge, found: Sequence[list[Detection]], scenes: list[Scene], threshold: float) -> float:
     """The share of scenes that hold, given detections made at a lower threshold."""
     seen = [[d for d in picture if d.score >= threshold] for picture in found]
     return fmean(holds(s, d, verifier.twins) for s, d in zip(scenes, seen, strict=True))
 
 
 def rates(
-    verifier: Verifier, seed: int, count: int, levels: dict[str, Level], limits: Sequence[float]
+    verifier: Judge, seed: int, count: int, levels: dict[str, Level], limits: Sequence[float]
 ) -> list[Rate]:
     """True and false pass of every task at every level and threshold, on `count` pictures a task."""
     rows: list[Rate] = []

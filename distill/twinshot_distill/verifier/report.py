@@ -68,20 +68,27 @@ def _rate_rows(rates: list[Rate], read: Callable[[Rate], float]) -> Iterable[lis
             yield [f"{threshold}", level, *map(_percent, values), f"**{_percent(fmean(values))}**"]
 
 
+def rate_tables(rates: list[Rate]) -> str:
+    """Two sections of markdown: the true scenes and the hard negatives that passed."""
+    header = ("threshold", "level", *TASKS, "mean")
+    true = _table(header, _rate_rows(rates, lambda r: r["true_pass"]))
+    false = _table(header, _rate_rows(rates, lambda r: r["false_pass"]))
+    return (
+        f"\n## True scenes passed, % ({rates[0]['n']} a task)\n\n{true}"
+        f"\n## Hard negatives passed, %\n\n{false}"
+    )
+
+
 def render(card: dict[str, Any]) -> str:
     """The README of a measured card."""
     measured, architecture = card["measured"], card["architecture"]
     rates: list[Rate] = measured["rates"]
-    header = ("threshold", "level", *TASKS, "mean")
     stress, fidelity = measured["stress"], measured["fidelity"]
     limits = list(next(iter(stress["passed"].values())))
     text = _INTRO.format(
         **card, **{k: architecture[k] for k in ("parameters", "input")}, classes=len(architecture["classes"])
     )
-    text += f"\n## True scenes passed, % ({rates[0]['n']} a task)\n\n" + _table(
-        header, _rate_rows(rates, lambda r: r["true_pass"])
-    )
-    text += "\n## Hard negatives passed, %\n\n" + _table(header, _rate_rows(rates, lambda r: r["false_pass"]))
+    text += rate_tables(rates)
     text += _STRESS.format(**stress) + "\n"
     text += _table(
         ("picture", *(f"at {limit}" for limit in limits)),

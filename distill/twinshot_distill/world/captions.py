@@ -10,6 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from twinshot_distill.world.chinese import chinese_caption
+from twinshot_distill.world.nouns import plural_of, with_article
 from twinshot_distill.world.scenes import Item, Scene
 from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS, SCENES
 
@@ -48,12 +49,6 @@ _WORDY_ENDINGS = (
 )
 
 
-def with_article(phrase: str) -> str:
-    """Say "an apple" and "a dog"; the exceptions are spoken, not spelled ("a unicorn")."""
-    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "one", "ufo"))
-    return f"{'an' if vowel else 'a'} {phrase}"
-
-
 def _noun(rng: Random | None, name: str) -> str:
     """The name, now and then a synonym, and seldom the word for a thing that is best drawn as this one."""
     entry = OBJECTS[INDEX[name]]
@@ -66,11 +61,8 @@ def _noun(rng: Random | None, name: str) -> str:
 
 
 def _plural(rng: Random | None, name: str) -> str:
-    entry = OBJECTS[INDEX[name]]
     noun = _noun(rng, name)
-    if noun == name or noun.endswith("s"):
-        return entry.plural if noun == name else noun
-    return f"{noun}es" if noun.endswith(("ch", "x")) else f"{noun}s"
+    return OBJECTS[INDEX[name]].plural if noun == name else plural_of(noun)
 
 
 def _thing(rng: Random | None, item: Item) -> str:

@@ -19,7 +19,7 @@ _RELATIONS = {
     "below": ("在{}的下面", "在{}下方"),
 }
 _JOINS = ("和", "和", "与", "跟")
-_OPENINGS = ("", "", "", "", "一张图片：", "照片：", "画", "请画", "给我看")
+_OPENINGS = ("", "", "", "", "图片：", "照片：", "画", "请画", "给我看")
 _WORDY_OPENINGS = ("我想要一张漂亮的图片，里面有", "请帮我画一张干净明亮的插图，上面是")
 _WORDY_ENDINGS = ("，柔和的光线，鲜艳的颜色", "，高质量，细节丰富", "，简单干净，谢谢")
 
@@ -65,7 +65,7 @@ def chinese_caption(rng: Random | None, scene: Scene, *, wordy: bool = False) ->
     core = _core(rng, scene)
     if scene.background is not None:
         where = _where(rng, scene.background)
-        first = rng is not None and rng.random() < 0.4
+        first = rng is not None and not wordy and rng.random() < 0.4
         core = f"{where}，{core}" if first else f"{core}，{where}"
     if rng is None:
         return core
