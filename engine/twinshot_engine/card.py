@@ -43,12 +43,14 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Name, description and vocabulary for people, and the supported sizes."""
+    """Name, description, words and examples for people, and the supported sizes."""
 
     name: str
     sizes: Sizes
     description: str = ""
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
+    near: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
 
     def advertise(self, sizes: tuple[Size, ...]) -> "Card":
         """Return this card for a server that draws ``sizes`` and no others.
@@ -86,6 +88,8 @@ def read_card(checkpoint: Checkpoint, *, multiple: int, longest_side: int) -> Ca
         sizes=_read_sizes(content["sizes"], possible, path) if "sizes" in content else possible,
         description=str(content.get("description", "")),
         vocabulary=_read_vocabulary(content.get("vocabulary", {}), path),
+        near=_read_near(content.get("near", {}), path),
+        examples=_read_examples(content.get("examples", []), path),
     )
 
 
@@ -113,3 +117,15 @@ def _read_vocabulary(value: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise CheckpointError(f"'{path}' has a vocabulary of type {type(value).__name__}, not an object.")
     return dict(value)
+
+
+def _read_near(value: Any, path: Path) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(known, str) for known in value.values()):
+        raise CheckpointError(f"'{path}' has a 'near' that is not an object of texts.")
+    return dict(value)
+
+
+def _read_examples(value: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(prompt, str) for prompt in value):
+        raise CheckpointError(f"'{path}' has 'examples' that are not a list of texts.")
+    return tuple(value)

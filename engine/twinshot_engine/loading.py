@@ -62,4 +62,6 @@ def describe(checkpoint: Checkpoint, model: Model, config: EngineConfig, seconds
             if all(constants.takes_guidance for constants in model.passes[count])
         ),
         vocabulary=model.card.vocabulary,
+        near=model.card.near,
+        examples=model.card.examples,
     )

@@ -80,6 +80,8 @@ class EngineInfo:
         description: one line about the checkpoint; may be empty.
         guided_steps: those of them that take guidance.
         vocabulary: what a narrow checkpoint knows, by kind of word; empty for a general one.
+        near: words that it does not know -> the known words to draw in their place.
+        examples: prompts to begin with.
     """
 
     name: str
@@ -98,5 +100,7 @@ class EngineInfo:
     description: str = ""
     guided_steps: Sequence[int] = ()
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
+    near: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[str] = ()
     text_precision: str = "fp32"
     backend: str = "eager"

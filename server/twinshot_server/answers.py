@@ -30,6 +30,16 @@ class Timings(BaseModel):
         return ", ".join(f"{stage};dur={ms}" for stage, ms in self)
 
 
+class UnknownWord(BaseModel):
+    """A word of the prompt that the model was never taught."""
+
+    word: str = Field(description="As the prompt has it.", examples=["lions"])
+    nearest: str | None = Field(
+        description="The known words that were drawn in its place; null where nothing is alike.",
+        examples=["tigers"],
+    )
+
+
 class ImageResult(BaseModel):
     """One picture of an answer in JSON or events."""
 
@@ -48,6 +58,9 @@ class GenerateResult(BaseModel):
     width: int
     height: int
     steps: int
+    unknown_words: list[UnknownWord] = Field(
+        description="Words that a narrow model was never taught; empty for a general one."
+    )
     request_id: str
 
 
@@ -107,7 +120,10 @@ class Model(BaseModel):
     guided_steps: list[int] = Field(description="The step counts that take `guidance`.")
     max_prompt_tokens: int
     adapters: list[str] = Field(description="Adapters that requests may name.")
-    vocabulary: dict[str, Any] = Field(description="The words a narrow model knows; empty for a general one.")
+    vocabulary: dict[str, Any] = Field(
+        description="The words a narrow model knows; empty for a general one, or if not wanted."
+    )
+    examples: list[str] = Field(description="Prompts to begin with; may be empty.")
 
 
 class ModelList(BaseModel):

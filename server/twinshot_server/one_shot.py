@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.types import GenerateRequest, StageTimes
+from twinshot_server.answers import UnknownWord
 from twinshot_server.engine_protocol import ImageEngine, Progress
 from twinshot_server.images import ImageFormat, encode
+from twinshot_server.lexicon import Lexicon
 from twinshot_server.loading import load_engine
 from twinshot_server.saving import write_whole
 from twinshot_server.schemas import GenerateBody
@@ -29,11 +31,15 @@ _GAP = 4
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A picture that was drawn: uint8 [height, width, 3], and the file it was written to, if it was."""
+    """A picture that was drawn: uint8 [height, width, 3], and the file it was written to, if it was.
+
+    `unknown` are the words of its prompt that the model was never taught.
+    """
 
     request: GenerateRequest
     pixels: Pixels
     times: StageTimes
+    unknown: tuple[UnknownWord, ...] = ()
     output: Path | None = None
 
     @property
@@ -50,6 +56,7 @@ class Shot:
             "width": self.request.width,
             "height": self.request.height,
             "steps": self.request.steps,
+            "unknown_words": [each.model_dump() for each in self.unknown],
             "timings_ms": self.milliseconds,
         }
 
@@ -71,14 +78,17 @@ def draw(settings: Settings, bodies: Sequence[GenerateBody], progress: Progress)
     if settings.backend == "auto" and not settings.engines and count <= _FEW:
         settings = settings.model_copy(update={"backend": "eager"})
     engine = load_engine(settings, progress)
-    requests = [request for body in bodies for request in body.requests(engine.info.sizes[0])]
+    lexicon = Lexicon(engine.info.vocabulary, engine.info.near)
+    asked = [request for body in bodies for request in body.requests(engine.info.sizes[0])]
+    requests = [replace(request, prompt=lexicon.read(request.prompt).prompt) for request in asked]
     _validate(engine, requests)
     if engine.info.backend != "eager":
         engine.warm(progress)
     for done, request in enumerate(requests):
         progress(f"picture {done + 1} of {count}", done / count)
         drawn = engine.generate([request])
-        yield Shot(request, drawn.images[0], drawn.times)
+        unknown = lexicon.read(asked[done].prompt).unknown
+        yield Shot(asked[done], drawn.images[0], drawn.times, unknown)
 
 
 def arrange(shots: Sequence[Shot], columns: int) -> Pixels:

@@ -136,6 +136,9 @@ class ImageData(BaseModel):
 
     b64_json: str | None = None
     url: str | None = None
+    revised_prompt: str | None = Field(
+        default=None, description="The prompt as it was drawn, where the model did not know a word of it."
+    )
 
 
 class ImagesResult(BaseModel):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
+from twinshot_server.lexicon import Reading
 from twinshot_server.scheduling.jobs import Job, Picture
 
 Change = tuple[Literal["started", "done"], int]
@@ -14,11 +15,14 @@ Change = tuple[Literal["started", "done"], int]
 class Order:
     """Jobs that belong together; `predicted` is how many seconds they should take in all.
 
+    `reading` is how the model reads their prompt.
+
     Whoever has an order ends it with `cancel`, which does nothing to jobs that are done.
     """
 
-    def __init__(self, jobs: Sequence[Job], predicted: float) -> None:
+    def __init__(self, jobs: Sequence[Job], predicted: float, reading: Reading) -> None:
         self.jobs = jobs
+        self.reading = reading
         self.predicted = predicted
 
     async def pictures(self) -> list[Picture]:

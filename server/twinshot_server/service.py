@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -13,6 +13,7 @@ from twinshot_engine.types import EngineInfo, GenerateRequest
 from twinshot_server.access.keys import Caller
 from twinshot_server.errors import ApiError
 from twinshot_server.images import ImageFormat
+from twinshot_server.lexicon import Lexicons
 from twinshot_server.lifecycle import Lifecycle
 from twinshot_server.metrics import Metrics
 from twinshot_server.orders import Order
@@ -47,6 +48,7 @@ class Service:
     dispatcher: Dispatcher
     metrics: Metrics
     lifecycle: Lifecycle
+    lexicons: Lexicons = field(default_factory=Lexicons)
 
     @property
     def info(self) -> EngineInfo:
@@ -57,13 +59,15 @@ class Service:
         return info
 
     async def accept(self, requests: Sequence[GenerateRequest], terms: Terms) -> Order:
-        """Queue requests that differ by their seeds alone.
+        """Queue requests that differ by their seeds alone, with what is nearest for words not known.
 
         Raises InvalidRequestError, RefusedError, NotReadyError or StoppingError; then none was queued.
         """
         if len(requests) > self.settings.max_images:
             message = f"n: at most {self.settings.max_images} pictures at a time, not {len(requests)}."
             raise ApiError(422, "invalid_request", message, param="n")
+        reading = self.lexicons.read(self.info, requests[0].prompt)
+        requests = [replace(request, prompt=reading.prompt) for request in requests]
         await self.dispatcher.engines.validate(requests[0])
         allowed = (terms.deadline_ms or self.settings.deadline_ms) / 1000
         deadline = terms.arrived + allowed - min(_SENDING, allowed / 2)
@@ -79,7 +83,7 @@ class Service:
             )
             for request in requests
         ]
-        return Order(jobs, self.dispatcher.submit(jobs))
+        return Order(jobs, self.dispatcher.submit(jobs), reading)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -125,10 +125,14 @@ def test_an_input_method_composes_in_peace(page: Playground) -> None:
 
 
 def test_unknown_words_are_marked_and_told(page: Playground) -> None:
-    page.type("a red castle and a dragon, please")
-    assert page.page.locator("mark").all_inner_texts() == ["castle", "dragon"]
-    assert page.text("#note") == "This model was never taught: castle, dragon"
+    prompt = "a red castle, two dragons and a zorp"
+    page.type(prompt)
+    page.wait_for_picture(prompt=prompt)
+    page.until(lambda: page.page.locator("mark").all_inner_texts() == ["castle", "dragons", "zorp"])
+    told = "This model was never taught: castle (house instead), dragons (dinosaurs instead), zorp"
+    assert page.text("#note") == told
     page.page.fill("#prompt", "")
+    assert page.text("#note") == ""
     page.page.click("#words summary")
     page.page.click("#vocabulary button:text-is('wine glass')")
     assert page.page.input_value("#prompt") == "wine glass"

@@ -23,7 +23,7 @@ from twinshot._errors import (
 )
 from twinshot._events import Done, Drawn, Event, Queued, Started
 from twinshot._options import Options, Request
-from twinshot._pictures import Generated, Picture, Timings
+from twinshot._pictures import Generated, Picture, Timings, UnknownWord
 from twinshot._realtime import Failed, Frame, Realtime, Superseded
 from twinshot._server import Health, Model
 
@@ -57,5 +57,6 @@ __all__ = [
     "Superseded",
     "Timings",
     "TwinshotError",
+    "UnknownWord",
     "UnprocessableEntityError",
 ]

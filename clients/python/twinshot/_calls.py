@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from twinshot._errors import Answer, status_error
 from twinshot._options import Options, Request, as_json, fields_of
-from twinshot._pictures import Generated, Timings, is_image
+from twinshot._pictures import Generated, Timings, UnknownWord, is_image
 from twinshot._server import Health, Model, ModelList
 
 SWITCHING_PROTOCOLS = 101
@@ -47,7 +47,8 @@ def picture_call(prompt: str | Request, options: Options) -> Call[Generated]:
         if not is_image(answer.content):
             raise answer.unexpected("an image")
         timings = Timings.parse(answer.headers.get("server-timing", ""))
-        return Generated(answer.content, fields["seed"], timings, answer.request_id)
+        unknown = UnknownWord.parse(answer.headers.get("x-unknown-words", ""))
+        return Generated(answer.content, fields["seed"], timings, answer.request_id, unknown)
 
     return Call("POST", "/generate", read, as_json(fields), _sends_json("image/*"))
 

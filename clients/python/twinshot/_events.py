@@ -8,7 +8,7 @@ from httpx2 import ServerSentEvent
 from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 
 from twinshot._errors import Answer, APIConnectionError, TwinshotError, status_error
-from twinshot._pictures import Generated, Timings, is_image
+from twinshot._pictures import Generated, Timings, UnknownWord, is_image
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -65,7 +65,7 @@ class Drawn(_Event):
 
 
 class Done(_Event):
-    """Every picture is there.
+    """Every picture is there; `unknown_words` are those of the prompt that the model was never taught.
 
     Example:
         >>> from twinshot import Client
@@ -79,6 +79,7 @@ class Done(_Event):
     width: int
     height: int
     steps: int
+    unknown_words: tuple[UnknownWord, ...] = ()
 
 
 Event = Queued | Started | Drawn | Done

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from PIL import Image
 
@@ -52,6 +53,37 @@ class Timings:
         """
         known = {each.name for each in fields(cls)}
         return cls(**{stage: float(ms) for stage, ms in _STAGE.findall(header) if stage in known})
+
+
+@dataclass(frozen=True)
+class UnknownWord:
+    """A word of the prompt that the model was never taught.
+
+    Attributes:
+        word: as the prompt has it.
+        nearest: the known words that were drawn in its place, or None where nothing is alike.
+
+    Example:
+        >>> from twinshot import Client
+        >>> Client().generate("a red car").unknown_words
+        ()
+    """
+
+    word: str
+    nearest: str | None
+
+    @classmethod
+    def parse(cls, header: str) -> tuple[UnknownWord, ...]:
+        """Read an `X-Unknown-Words` header.
+
+        Example:
+            >>> from twinshot import UnknownWord
+            >>> UnknownWord.parse("lions=tigers&xyz=")
+            (UnknownWord(word='lions', nearest='tigers'), UnknownWord(word='xyz', nearest=None))
+        """
+        return tuple(
+            cls(word, nearest or None) for word, nearest in parse_qsl(header, keep_blank_values=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +151,7 @@ class Generated(Picture):
     Attributes:
         timings: where the server's time went.
         request_id: names the request in the server's logs.
+        unknown_words: what a narrow model was never taught; for streamed pictures `Done` tells.
 
     Example:
         >>> from twinshot import Client
@@ -129,3 +162,4 @@ class Generated(Picture):
 
     timings: Timings
     request_id: str
+    unknown_words: tuple[UnknownWord, ...] = ()

@@ -18,7 +18,7 @@ from wsproto.utilities import LocalProtocolError
 from twinshot._errors import Answer, APIConnectionError, TwinshotError
 from twinshot._events import told_error
 from twinshot._options import Options, as_json, check_names
-from twinshot._pictures import Picture, Timings, is_image
+from twinshot._pictures import Picture, Timings, UnknownWord, is_image
 
 _HEADER = struct.Struct("!IIIHH")
 """What precedes each image file: id, seed, microseconds from request to frame, width, height."""
@@ -35,6 +35,7 @@ class Frame(Picture):
         timings: what of them went where; all 0 if the server does not tell.
         width: in pixels.
         height: in pixels.
+        unknown_words: those of the prompt that the model was never taught.
 
     Example:
         >>> import asyncio
@@ -54,6 +55,7 @@ class Frame(Picture):
     timings: Timings
     width: int
     height: int
+    unknown_words: tuple[UnknownWord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Realtime:
         self._socket = socket
         self._head = head
         self._ids = itertools.count(1)
-        self._timings = Timings()
+        self._news = _News(type="timings")
         self._end: APIConnectionError | None = None
 
     async def send(self, prompt: str, **options: Unpack[Options]) -> int:
@@ -152,11 +154,11 @@ class Realtime:
         while True:
             message = await self._receive()
             if isinstance(message, BytesMessage):
-                timings, self._timings = self._timings, Timings()
-                return read_frame(bytes(message.data), timings, self._head)
+                told, self._news = self._news, _News(type="timings")
+                return read_frame(bytes(message.data), told, self._head)
             news = read_news(message, self._head)
             if news.type == "timings":
-                self._timings = news.timings_ms
+                self._news = news
             elif news.type == "superseded" and news.id is not None:
                 return Superseded(news.id)
             elif news.type == "error":
@@ -202,22 +204,24 @@ async def open_session(socket: AsyncWebSocketSession, head: Answer) -> AsyncIter
         raise raised
 
 
-def read_frame(message: bytes, timings: Timings, head: Answer) -> Frame:
-    """A frame from its binary message. Raises APIResponseError."""
-    image = message[_HEADER.size :]
-    if not is_image(image):
-        raise head.unexpected("a frame")
-    number, seed, microseconds, width, height = _HEADER.unpack_from(message)
-    return Frame(image, seed, number, microseconds / 1000, timings, width, height)
-
-
 class _News(BaseModel):
-    """A text message: the fate of a request, or where the time of the next frame went."""
+    """A text message: the fate of a request, or where the next frame's time went, and words not known."""
 
     type: str
     id: int | None = None
     problem: JsonValue = None
     timings_ms: Timings = Timings()
+    unknown_words: tuple[UnknownWord, ...] = ()
+
+
+def read_frame(message: bytes, told: _News, head: Answer) -> Frame:
+    """A frame from its binary message and what was told before it. Raises APIResponseError."""
+    image = message[_HEADER.size :]
+    if not is_image(image):
+        raise head.unexpected("a frame")
+    number, seed, microseconds, width, height = _HEADER.unpack_from(message)
+    server_ms = microseconds / 1000
+    return Frame(image, seed, number, server_ms, told.timings_ms, width, height, told.unknown_words)
 
 
 def read_news(message: object, head: Answer) -> _News:

@@ -23,6 +23,7 @@ class Model(BaseModel):
         max_prompt_tokens: the longest prompt.
         adapters: names that `adapter` may have.
         vocabulary: the words a narrow model knows; empty for a general one.
+        examples: prompts to begin with; may be empty.
 
     Example:
         >>> from twinshot import Client
@@ -45,6 +46,7 @@ class Model(BaseModel):
     max_prompt_tokens: int
     adapters: list[str] = []
     vocabulary: dict[str, Any] = {}
+    examples: list[str] = []
 
 
 class ModelList(BaseModel):

@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from twinshot_distill.auditor.data import IGNORED, NOTHING, Examples, PicturePool
 from twinshot_distill.auditor.freeze import calibrate, freeze
 from twinshot_distill.auditor.model import OWN_COLOR, CellLabeller, Labels
+from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.verifier.bank import SpriteBank, find_twins
 from twinshot_distill.world.composer import Composer
 from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS
 
 SEED = 424_242
 RATE = 2e-3
+EMA = 0.999
 EMPTY_WEIGHT = 0.3
 """Most cells hold nothing; at full weight they would drown the rest."""
 
@@ -61,9 +62,10 @@ def train(
 ) -> CellLabeller:
     """Train on pictures drawn as they are needed; returns the moving average of the weights."""
     torch.manual_seed(SEED)
-    model = CellLabeller(len(OBJECTS)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = get_ema_multi_avg_fn(0.999)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=ema)
+    model = CellLabeller(len(OBJECTS))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = frozen_copy(model)
+    following = RunningAverage.of(average, model, EMA)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
@@ -80,13 +82,11 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        average.update_parameters(model)
+        following.update()
         progress.advance(task)
         if step % 100 == 0:
             progress.console.print(f"step {step:5d}  loss {loss.item():.3f}")
-    if not isinstance(average.module, CellLabeller):
-        raise TypeError(f"averaging turned the network into {type(average.module)}")
-    return average.module.eval()
+    return average
 
 
 @app.command()

@@ -12,6 +12,23 @@ from twinshot_distill.world.places import CHINESE_COLORS, CHINESE_SCENES, COLORS
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 """Language codes -> their names."""
 
+EXAMPLES = {
+    "en": (
+        "three penguins in the snow",
+        "a rocket above a house in space",
+        "two green apples on a pink background",
+        "an orange fish below a boat at sunset",
+        "four balloons in a meadow",
+        "a robot and a cactus in the desert",
+        "three foxes in a meadow",
+        "a red balloon above a house",
+        "a panda and a purple umbrella",
+        "a red car left of a tree on a beach",
+    ),
+    "zh": ("四个红色的苹果，草地上", "一只熊猫和一把紫色的雨伞", "一只企鹅在一座房子的左边，雪地里"),
+}
+"""Prompts to begin with, by language."""
+
 _EVERYTHING = tuple(entry.name for entry in OBJECTS)
 
 
@@ -42,6 +59,7 @@ def describe(
         f"scenes, asked for in {spoken}.",
         "sizes": [[256, 256]],
         "languages": list(languages),
+        "examples": [prompt for code in languages for prompt in EXAMPLES[code]],
         "vocabulary": vocabulary,
         "near": nearest(objects, speaks_chinese="zh" in languages),
     }

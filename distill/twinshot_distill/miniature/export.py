@@ -32,7 +32,7 @@ _MODEL_INDEX: dict[str, Any] = {
 
 def _json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _weights(path: Path, state: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from twinshot_distill.world.nouns import plural_of
 from twinshot_distill.world.objects import OBJECTS
+from twinshot_distill.world.places import CHINESE_COLORS, CHINESE_SCENES, SCENES
 
 _ROWS = """
 wolf, coyote, fox, jackal, poodle, dog
@@ -136,7 +137,8 @@ def nearest(known: Iterable[str], *, speaks_chinese: bool) -> dict[str, str]:
         known: names of objects.
         speaks_chinese: whether their Chinese words are known, too. If not, all Chinese words are strange.
 
-    Returns English words, plurals too, and Chinese ones, each with the known words that stand in for it.
+    Returns English words, their plurals and Chinese words, those for colours and scenes among them if they
+    are strange; each with the known words that stand in for it.
     """
     taught = frozenset(known)
     found = dict(_alike(taught))
@@ -151,11 +153,16 @@ def _chinese(taught: frozenset[str], found: dict[str, str], *, speaks_chinese: b
     names = {entry.chinese: entry.name for entry in OBJECTS}
     own = {name: word for word, name in names.items()}
     instead = {word: found.get(name, name) for word, name in (CHINESE | names).items()}
-    return {
-        word: own[thing] if speaks_chinese else thing
-        for word, thing in instead.items()
-        if thing in taught and not (speaks_chinese and word == own[thing])
-    }
+    instead = {word: thing for word, thing in instead.items() if thing in taught}
+    if speaks_chinese:
+        return {word: own[thing] for word, thing in instead.items() if word != own[thing]}
+    return instead | (_chinese_places() if instead else {})
+
+
+def _chinese_places() -> dict[str, str]:
+    colors = {f"{word}{end}": color for color, word in CHINESE_COLORS.items() for end in ("", "色", "色的")}
+    scenes = {word: SCENES[name][0] for name, words in CHINESE_SCENES.items() for word in words}
+    return colors | scenes
 
 
 def _alike(taught: frozenset[str]) -> Iterator[tuple[str, str]]:

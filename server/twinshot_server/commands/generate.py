@@ -219,4 +219,8 @@ def _tell(shots: Sequence[Shot], pixels: Pixels, wanted: Wanted, bar: Bar) -> No
 def _summary(shot: Shot) -> str:
     request = shot.request
     times = ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in shot.milliseconds.items() if ms)
-    return f"seed {request.seed}, {request.width}x{request.height}, {times}"
+    told = f"seed {request.seed}, {request.width}x{request.height}, {times}"
+    strange = [
+        f"{each.word} ({each.nearest} instead)" if each.nearest else each.word for each in shot.unknown
+    ]
+    return f"{told}; never taught: {', '.join(strange)}" if strange else told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 
@@ -34,6 +35,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
             "X-Seed": {"description": "The seed that was used.", "schema": {"type": "integer"}},
             "X-Request-Id": {"description": "Names the request in the logs.", "schema": {"type": "string"}},
             "Server-Timing": {"description": "Milliseconds in each stage.", "schema": {"type": "string"}},
+            "X-Unknown-Words": {
+                "description": "With an image file: words the model was never taught, each with those "
+                "drawn instead, or nothing; form-encoded. Absent where it knows all of them.",
+                "schema": {"type": "string"},
+                "example": "lions=tigers&xyz=",
+            },
         },
     },
     400: describe_problem("The body is no JSON that could be read."),
@@ -63,7 +70,7 @@ async def generate(body: GenerateBody, request: Request, service: ServiceOf, cal
         return EventStream(_events(request, service, order, reply), {"X-Seed": str(requests[0].seed)})
     pictures = await unless_gone(request, order.pictures())
     note_pictures(request, pictures)
-    return _respond(request, reply, requests, pictures)
+    return _respond(request, reply, order, pictures)
 
 
 def note_request(request: Request, requests: list[GenerateRequest]) -> None:
@@ -80,30 +87,34 @@ def note_pictures(request: Request, pictures: list[Picture]) -> None:
     request.state.facts.update(batch=last.together, stage_ms=Timings.of(last.times).model_dump())
 
 
-def _respond(
-    request: Request, reply: Reply, requests: list[GenerateRequest], pictures: list[Picture]
-) -> Response:
+def _respond(request: Request, reply: Reply, order: Order, pictures: list[Picture]) -> Response:
+    requests = [job.request for job in order.jobs]
     headers = {
         "X-Seed": str(requests[0].seed),
         "Server-Timing": Timings.of(pictures[-1].times).header(),
         "Cache-Control": "no-store",
     }
     if reply.form == "image":
+        if order.reading.unknown:
+            headers["X-Unknown-Words"] = urlencode(
+                [(each.word, each.nearest or "") for each in order.reading.unknown]
+            )
         return Response(pictures[0].content, headers=headers, media_type=reply.image_format.media_type)
     images = [_image(index, requests[index], picture) for index, picture in enumerate(pictures)]
-    facts = _facts(request, reply, requests).model_dump_json(exclude={"images"}).encode()
+    facts = _facts(request, reply, order).model_dump_json(exclude={"images"}).encode()
     content = b'{"images":[' + b",".join(images) + b"]," + facts[1:]
     return Response(content, headers=headers, media_type="application/json")
 
 
-def _facts(request: Request, reply: Reply, requests: list[GenerateRequest]) -> GenerateResult:
-    first = requests[0]
+def _facts(request: Request, reply: Reply, order: Order) -> GenerateResult:
+    first = order.jobs[0].request
     return GenerateResult(
         images=[],
         format=reply.image_format,
         width=first.width,
         height=first.height,
         steps=first.steps,
+        unknown_words=list(order.reading.unknown),
         request_id=request.state.request_id,
     )
 
@@ -132,7 +143,7 @@ async def _events(request: Request, service: Service, order: Order, reply: Reply
             picture = order.jobs[index].done.result()
             note_pictures(request, [picture])
             yield event("image", _image(index, requests[index], picture))
-        yield event("done", _facts(request, reply, requests).model_dump_json(exclude={"images"}).encode())
+        yield event("done", _facts(request, reply, order).model_dump_json(exclude={"images"}).encode())
         facts["outcome"] = 200
     except Exception as error:  # it is told in the stream, as the answer has begun  # noqa: BLE001
         told = as_api_error(error)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from twinshot_server import __version__
@@ -24,6 +24,8 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     401: {"model": OpenAIError, "description": "A valid API key is needed."},
     503: {"model": OpenAIError, "description": "The model is loading."},
 }
+
+WithVocabulary = Annotated[bool, Query(description="Whether to list the words that the model knows.")]
 
 
 @router.get("/health", responses=_NOT_READY)
@@ -57,7 +59,7 @@ async def metrics(request: Request, service: ServiceOf) -> Response:
 
 
 @router.get("/v1/models", responses=_REFUSED)
-async def models(service: ServiceOf) -> ModelList:
+async def models(service: ServiceOf, vocabulary: WithVocabulary = True) -> ModelList:
     """The loaded model, with the sizes and steps it accepts."""
     info = service.info
     model = Model(
@@ -72,7 +74,8 @@ async def models(service: ServiceOf) -> ModelList:
         guided_steps=list(info.guided_steps),
         max_prompt_tokens=info.max_prompt_tokens,
         adapters=service.dispatcher.engines.adapters,
-        vocabulary=dict(info.vocabulary),
+        vocabulary=dict(info.vocabulary) if vocabulary else {},
+        examples=list(info.examples),
     )
     return ModelList(data=[model])
 

@@ -10,7 +10,6 @@ from typing import Any
 import pybase64
 from fastapi import APIRouter, Request, Response
 
-from twinshot_engine.types import GenerateRequest
 from twinshot_server.access.paths import IMAGES
 from twinshot_server.answers import OpenAIError
 from twinshot_server.errors import as_api_error, error_body
@@ -58,21 +57,27 @@ async def create_images(body: ImagesBody, request: Request, service: ServiceOf, 
         return EventStream(_events(request, order, body))
     pictures = await unless_gone(request, order.pictures())
     note_pictures(request, pictures)
-    return _respond(body, requests[0], pictures)
+    return _respond(body, order, pictures)
 
 
-def _respond(body: ImagesBody, first: GenerateRequest, pictures: list[Picture]) -> Response:
-    facts = {"created": int(time.time()), **body.echo(first), "usage": USAGE}
-    images = b",".join(_image(body, picture) for picture in pictures)
+def _respond(body: ImagesBody, order: Order, pictures: list[Picture]) -> Response:
+    facts = {"created": int(time.time()), **body.echo(order.jobs[0].request), "usage": USAGE}
+    images = b",".join(_image(body, order, picture) for picture in pictures)
     content = b'{"data":[' + images + b"]," + json.dumps(facts).encode()[1:]
     return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _image(body: ImagesBody, picture: Picture) -> bytes:
-    encoded = pybase64.b64encode(picture.content)
-    if body.response_format == "url":
-        return b'{"url":"data:' + body.output_format.media_type.encode() + b";base64," + encoded + b'"}'
-    return b'{"b64_json":"' + encoded + b'"}'
+def _image(body: ImagesBody, order: Order, picture: Picture) -> bytes:
+    media_type = body.output_format.media_type
+    name, start = ("url", f"data:{media_type};base64,") if body.response_format == "url" else ("b64_json", "")
+    revised = _revised(body, order)
+    rest = b'",' + json.dumps(revised).encode()[1:] if revised else b'"}'
+    return f'{{"{name}":"{start}'.encode() + pybase64.b64encode(picture.content) + rest
+
+
+def _revised(body: ImagesBody, order: Order) -> dict[str, str]:
+    """The prompt as it was drawn, where words in it were not known."""
+    return {"revised_prompt": order.reading.prompt} if order.reading.prompt != body.prompt else {}
 
 
 async def _events(request: Request, order: Order, body: ImagesBody) -> AsyncIterator[bytes]:
@@ -88,6 +93,7 @@ async def _events(request: Request, order: Order, body: ImagesBody) -> AsyncIter
                     "type": _COMPLETED,
                     "created_at": int(time.time()),
                     **body.echo(order.jobs[index].request),
+                    **_revised(body, order),
                 }
                 rest = json.dumps({**told, "usage": USAGE}).encode()
                 yield event(_COMPLETED, with_base64("b64_json", picture.content, rest))

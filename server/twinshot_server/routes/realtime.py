@@ -1,6 +1,6 @@
 """WebSocket `/realtime`: type and see. The newest request wins; what it supersedes is dropped and counted.
 
-Opened as `/realtime?timings=true`, it tells before each frame where its time went.
+Opened as `/realtime?timings=true`, it tells before each frame where its time went, and of words not known.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ class Session:
     async def _send(self, number: int, seed: int, order: Order, picture: Picture, came: float) -> None:
         if self._tells_timings:
             timings = Timings.of(picture.times).model_dump()
-            await self._websocket.send_text(
-                json.dumps({"type": "timings", "id": number, "timings_ms": timings})
-            )
+            unknown = [each.model_dump() for each in order.reading.unknown]
+            told = {"type": "timings", "id": number, "timings_ms": timings, "unknown_words": unknown}
+            await self._websocket.send_text(json.dumps(told))
         seconds = time.monotonic() - came
         header = HEADER.pack(number, seed, int(seconds * 1e6), *order.jobs[0].size)
         await self._websocket.send_bytes(header + picture.content)

@@ -35,7 +35,7 @@ const latest = new Latest(send);
 const stage = new Stage($("stage"), showCode);
 const history = new History($("history"), recall);
 const timing = new Timing();
-const prompt = new PromptBox(typed);
+const prompt = new PromptBox(typed, async () => (await connection.model())?.vocabulary ?? {});
 const connection = new Connection(
   {
     state: showState,
@@ -70,7 +70,7 @@ function send(id, shot) {
   connection.send(id, shot);
 }
 
-async function showFrame(frame, stages) {
+async function showFrame(frame, told) {
   const came = performance.now();
   const shot = latest.arrived(frame.id);
   waits = false;
@@ -78,7 +78,8 @@ async function showFrame(frame, stages) {
   const stale = latest.isStale(frame.id);
   const ms = performance.now() - shot.at;
   $("copy").disabled = $("download").disabled = false;
-  if (shot.tile === 0) timing.show(ms, split(came - shot.sent, stages));
+  prompt.judge(told.unknown_words ?? []);
+  if (shot.tile === 0) timing.show(ms, split(came - shot.sent, told.timings_ms));
   showCode();
   settle();
   const detail = { prompt: shot.prompt, seed: shot.seed, tile: shot.tile, stale, ms };
@@ -88,6 +89,7 @@ async function showFrame(frame, stages) {
 /** The typing has stopped and the picture is there: worth keeping, sharing and reading out. */
 const settle = settled(() => {
   if (latest.busy || !stage.current) return;
+  prompt.settle();
   const { prompt: text, seed, size, steps } = stage.shots[0];
   const kept = { prompt: text, seed, size, steps, n: settings.n };
   history.add(kept, $("stage").querySelector("canvas"));
@@ -118,7 +120,7 @@ function learn(told) {
   if (!told.steps.includes(settings.steps)) settings.steps = told.steps[0];
   $("size").replaceChildren(...told.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   $("steps").replaceChildren(...told.steps.map((steps) => new Option(steps)));
-  prompt.learn(told.vocabulary);
+  prompt.learn(told.examples);
   reflect();
   if (!stage.current) wish();
 }

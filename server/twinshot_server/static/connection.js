@@ -9,14 +9,14 @@ const WAIT_FOR_MODEL_MS = 500;
  * Connects, and connects again. Calls what it was given:
  * `state(name, reason)` with connecting, warming, ready, busy, draining, reconnecting, failed or key;
  * `model(model)` with the entry of /v1/models; `open()` and `closed()`;
- * `frame(frame, timings)`, `superseded(id)` and `failed(id, problem)` for what the server sends.
+ * `frame(frame, told)`, what the server told of it, `superseded(id)` and `failed(id, problem)` for what the server sends.
  */
 export class Connection {
   #on;
   #key;
   #socket = null;
   #attempt = 0;
-  #timings = new Map();
+  #told = new Map();
   #wake = () => {};
 
   constructor(handlers, key = "") {
@@ -74,16 +74,25 @@ export class Connection {
   }
 
   async #learn() {
-    const answer = await fetch("v1/models", { headers: authorization(this.#key) }).catch(() => null);
+    const answer = await this.#ask("?vocabulary=false");
     if (answer?.status === 401) {
       this.#on.state("key", this.#key ? "The server does not know this key." : "");
       this.#attempt = 0;
       await new Promise((resolve) => (this.#wake = resolve));
       return false;
     }
-    const models = answer?.ok ? await answer.json().catch(() => null) : null;
-    if (models) this.#on.model(models.data[0]);
-    return models !== null;
+    const model = await modelOf(answer);
+    if (model) this.#on.model(model);
+    return model !== null;
+  }
+
+  /** The model with all of its words, or null where the server does not answer. */
+  async model() {
+    return modelOf(await this.#ask(""));
+  }
+
+  #ask(query) {
+    return fetch(`v1/models${query}`, { headers: authorization(this.#key) }).catch(() => null);
   }
 
   async #serve(health) {
@@ -101,7 +110,7 @@ export class Connection {
     const looking = setInterval(() => document.hidden || this.look(), LOOK_EVERY_MS);
     await closed;
     clearInterval(looking);
-    this.#timings.clear();
+    this.#told.clear();
     this.#on.closed();
     this.#on.state("reconnecting");
   }
@@ -109,12 +118,12 @@ export class Connection {
   #hear(data) {
     if (typeof data !== "string") {
       const frame = parseFrame(data);
-      this.#on.frame(frame, this.#timings.get(frame.id));
-      this.#timings.delete(frame.id);
+      this.#on.frame(frame, this.#told.get(frame.id) ?? {});
+      this.#told.delete(frame.id);
       return;
     }
     const told = JSON.parse(data);
-    if (told.type === "timings") this.#timings.set(told.id, told.timings_ms);
+    if (told.type === "timings") this.#told.set(told.id, told);
     if (told.type === "superseded") this.#on.superseded(told.id);
     if (told.type === "error") this.#on.failed(told.id, told.problem);
   }
@@ -125,6 +134,11 @@ export class Connection {
       setTimeout(resolve, ms);
     });
   }
+}
+
+async function modelOf(answer) {
+  const models = answer?.ok ? await answer.json().catch(() => null) : null;
+  return models && models.data[0];
 }
 
 function tellsOfModel({ status, model }) {

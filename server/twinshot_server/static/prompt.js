@@ -1,21 +1,26 @@
 // The prompt box: what is typed, which of its words the model does not know, and words to choose from.
 
 import { $, element, reachable, roving, say } from "./elements.js";
-import { examplesFor, phrasesOf, unknownWords, wordsOf } from "./words.js";
+import { phrasesOf, piecesOf } from "./words.js";
 
 const EXAMPLES_SHOWN = 3;
+const EXAMPLES = ["a red car left of a tree on a beach", "three penguins in the snow", "a red balloon above a house"];
 const KIND_NAMES = { colorable: "in any colour", colors: "colours", synonyms: "other names" };
 
 /** Calls `onChange(timeStamp)` at every keystroke that changes the text, but not while an IME composes. */
 export class PromptBox {
   #box = $("prompt");
   #onChange;
-  #known = new Set();
+  #unknown = [];
+  #isTyping = false;
   #examples = [];
 
-  constructor(onChange) {
+  /** `vocabulary()` resolves to the words that the model knows; it is called when somebody wants to see them. */
+  constructor(onChange, vocabulary) {
     this.#onChange = onChange;
+    $("words").addEventListener("toggle", async () => this.#list(await vocabulary()));
     this.#box.addEventListener("input", (event) => {
+      this.#isTyping = true;
       this.#mark();
       if (!event.isComposing) onChange(event.timeStamp);
     });
@@ -29,6 +34,7 @@ export class PromptBox {
 
   set text(text) {
     this.#box.value = text;
+    this.#isTyping = false;
     this.#mark();
   }
 
@@ -42,27 +48,36 @@ export class PromptBox {
     this.#box.select();
   }
 
-  /** Learn a model's words: mark others from now on, and offer examples and the list. */
-  learn(vocabulary) {
-    this.#known = wordsOf(vocabulary);
-    this.#examples = examplesFor(this.#known);
+  /** Offer a model's own examples, or some that any model can draw. */
+  learn(examples) {
+    this.#examples = examples.length ? [...examples] : EXAMPLES;
     this.#offerExamples();
-    $("words").hidden = this.#known.size === 0;
-    $("vocabulary").replaceChildren(...Object.entries(vocabulary).flatMap(([kind, words]) => this.#group(kind, words)));
+  }
+
+  /** Mark the words that the model was never taught, as its picture told. */
+  judge(unknown) {
+    this.#unknown = unknown;
     this.#mark();
+  }
+
+  /** The typing has stopped: its last word is a whole one. */
+  settle() {
+    this.#isTyping = false;
+    this.#mark();
+  }
+
+  #list(vocabulary) {
+    const groups = Object.entries(vocabulary).flatMap(([kind, words]) => this.#group(kind, words));
+    $("vocabulary").replaceChildren(...(groups.length ? groups : ["It is a general model: try any."]));
   }
 
   #mark() {
     const text = this.#box.value;
-    const unknown = unknownWords(text, this.#known);
-    let at = 0;
-    const pieces = unknown.flatMap(({ word, start, end }) => {
-      const before = text.slice(at, start);
-      at = end;
-      return [before, element("mark", {}, word)];
-    });
-    $("marks").replaceChildren(...pieces, `${text.slice(at)}\u200b`);
-    const names = [...new Set(unknown.map(({ word }) => word))];
+    const whole = this.#unknown.filter(({ word }) => !(this.#isTyping && text.endsWith(word)));
+    const pieces = piecesOf(text, whole.map(({ word }) => word));
+    $("marks").replaceChildren(...pieces.map((piece, at) => (at % 2 ? element("mark", {}, piece) : piece)), "\u200b");
+    const told = whole.filter(({ word }) => pieces.includes(word));
+    const names = told.map(({ word, nearest }) => (nearest ? `${word} (${nearest} instead)` : word));
     say($("note"), names.length ? `This model was never taught: ${names.join(", ")}` : "");
   }
 
