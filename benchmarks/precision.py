@@ -62,7 +62,11 @@ def measure(count: int) -> tuple[list[Row], dict[tuple[str, str], Pictures]]:
     for precision, text_fp8 in SETTINGS:
         engine = Engine.load(EngineConfig(precision=precision, text_fp8=text_fp8, steps=(1,)))
         engine.warm()
-        asked = [trial for task in TASKS for trial in trials(task, "unseen", PICTURES_A_TASK)]
+        asked = [
+            trial
+            for task in TASKS
+            for trial in trials(task, "unseen", PICTURES_A_TASK, engine.info.vocabulary)
+        ]
         drawn = np.concatenate(list(draw(engine, asked, 1)))
         pictures[engine.info.precision, engine.info.text_precision] = drawn
         scored = evaluate(engine, verifier, method="twinflow", steps=1, split="unseen", count=count)

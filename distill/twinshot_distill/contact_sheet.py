@@ -50,7 +50,9 @@ def main(
     counts = steps or [1, 2, 4, 30]
     engine = Engine.load(EngineConfig(checkpoint, max_batch=12, steps=tuple(counts)))
     engine.warm()
-    per_task = [trials(task, "unseen", -(-count // len(TASKS))) for task in TASKS]
+    per_task = [
+        trials(task, "unseen", -(-count // len(TASKS)), engine.info.vocabulary or None) for task in TASKS
+    ]
     asked = [trial for group in zip(*per_task, strict=True) for trial in group][:count]
     captions = [plain_caption(trial.scene) for trial in asked]
     out.mkdir(parents=True, exist_ok=True)

@@ -2,18 +2,20 @@
 
     python -m twinshot_distill.evaluate CHECKPOINT --steps 1 --steps 2 --out results.json
 
-Pictures come from the engine, the way a server makes them. Prompts are paraphrased captions of scenes that
-training never saw (or with `--combinations seen`, of ones like it saw). Reported beside the score: the
-strict threshold, the fidelity of the drawing, and the shuffled control, where every picture is judged by
-another picture's prompt. This is a "GenEval-style" score by our own detector, not a GenEval score.
+Pictures come from the engine, the way a server makes them. Prompts are paraphrased captions of scenes of
+what the checkpoint was taught, in combinations that training never saw (or with `--combinations seen`, of
+ones like it saw). Reported beside the score: the strict threshold, the fidelity of the drawing, and the
+shuffled control, where every picture is judged by another picture's prompt. This is a "GenEval-style" score
+by our own detector, not a GenEval score.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import mean, median
@@ -27,14 +29,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from twinshot_distill.auditor.judge import Auditor
 from twinshot_distill.verifier.scoring import STRICT, Verifier
-from twinshot_distill.world.captions import caption
+from twinshot_distill.world.captions import english_caption
+from twinshot_distill.world.chinese import chinese_caption
 from twinshot_distill.world.scenes import TASKS, Scene, Split, sample_scene
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.types import GenerateRequest
 
 _console = Console(stderr=True)
+_MOST_MISSES = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +53,69 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the verifier says of a task's pictures: passes, strict passes, passes when shuffled, fidelity."""
+    """What the verifier says of a task's pictures: passes, strict passes, passes when shuffled, fidelity.
+
+    `audited` is the auditor's opinion of the passes, None without an auditor.
+    """
 
     passed: list[bool]
     strict: list[bool]
     shuffled: list[bool]
     fidelity: list[float]
+    audited: list[bool] | None = None
 
 
-def trials(task: Any, split: Split, count: int) -> list[Trial]:
-    """The same prompts and seeds every time."""
+LANGUAGES: dict[str, Callable[[Random, Scene], str]] = {"en": english_caption, "zh": chinese_caption}
+"""Language codes of prompts -> how a scene is asked for."""
+
+
+def trials(
+    task: Any,
+    split: Split,
+    count: int,
+    vocabulary: Mapping[str, Any] | None = None,
+    language: str = "en",
+) -> list[Trial]:
+    """Prompts and seeds for a checkpoint, the same every time, and the same scenes in every language.
+
+    Args:
+        task: one of the six.
+        split: combinations that were trained, or not.
+        count: of prompts.
+        vocabulary: the checkpoint's, if it does not know the whole world.
+        language: of the prompts, `en` or `zh`.
+
+    Raises:
+        ValueError: the vocabulary has nothing that a scene could be made of.
+    """
     rng = Random(f"evaluate-{task}-{split}")
-    scenes = [sample_scene(rng, task, split) for _ in range(count)]
-    return [Trial(scene, caption(rng, scene), rng.getrandbits(32)) for scene in scenes]
+    scenes = list(islice(_scenes(rng, task, split, vocabulary), count))
+    if len(scenes) < count:
+        raise ValueError(f"no {split} scenes of the task {task!r} can be made of the checkpoint's vocabulary")
+    asked = Random(f"evaluate-{task}-{split}-prompts")
+    return [Trial(scene, LANGUAGES[language](asked, scene), rng.getrandbits(32)) for scene in scenes]
+
+
+def _scenes(rng: Random, task: Any, split: Split, vocabulary: Mapping[str, Any] | None) -> Iterator[Scene]:
+    """Scenes of what a vocabulary names; ends when that is hopeless."""
+    misses = 0
+    while misses < _MOST_MISSES:
+        scene = sample_scene(rng, task, split)
+        if vocabulary is None or is_known(scene, vocabulary):
+            misses = 0
+            yield scene
+        misses += 1
+
+
+def is_known(scene: Scene, vocabulary: Mapping[str, Any]) -> bool:
+    """Whether a vocabulary names the objects, colours and the background of a scene."""
+    objects, colors, scenes = (vocabulary.get(kind, ()) for kind in ("objects", "colors", "scenes"))
+    painted = {item.color for item in scene.items} - {None}
+    return (
+        {item.noun for item in scene.items} <= set(objects)
+        and painted <= set(colors)
+        and (scene.background is None or scene.background in {*colors, *scenes})
+    )
 
 
 def draw(engine: Engine, asked: Sequence[Trial], steps: int) -> Iterator[NDArray[np.uint8]]:
@@ -70,7 +125,9 @@ def draw(engine: Engine, asked: Sequence[Trial], steps: int) -> Iterator[NDArray
         yield engine.generate(requests[start : start + engine.max_batch]).images
 
 
-def judge(verifier: Verifier, pictures: torch.Tensor, asked: Sequence[Trial]) -> Verdicts:
+def judge(
+    verifier: Verifier, pictures: torch.Tensor, asked: Sequence[Trial], auditor: Auditor | None = None
+) -> Verdicts:
     """Check pictures against their own scenes and, as a control, against their neighbours'."""
     scenes = [trial.scene for trial in asked]
     return Verdicts(
@@ -78,6 +135,7 @@ def judge(verifier: Verifier, pictures: torch.Tensor, asked: Sequence[Trial]) ->
         verifier.check(pictures, scenes, threshold=STRICT),
         verifier.check(pictures, [*scenes[1:], scenes[0]]),
         verifier.fidelity(pictures, scenes),
+        None if auditor is None else auditor.check(pictures, scenes),
     )
 
 
@@ -115,7 +173,7 @@ def evaluate(
     }
     rows = []
     for task in track(TASKS, f"{steps} steps, {split}", console=_console):
-        asked = trials(task, split, count)
+        asked = trials(task, split, count, engine.info.vocabulary or None)
         pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps))))
         rows.append(_rows(task, judge(verifier, pictures, asked), common))
     return [*rows, _mean_row(rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from twinshot_distill.charts import line_chart
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.evaluate import Trial
-from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
+from twinshot_distill.evaluate import Trial, judge, trials
+from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded, second_opinion
 from twinshot_distill.evaluation.html_report import score_curve, write_report
 from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
 from twinshot_distill.evaluation.statistics import (
@@ -25,9 +27,16 @@ from twinshot_distill.evaluation.statistics import (
     shares_below,
     wilson,
 )
+from twinshot_distill.world.scenes import TASKS, Scene, is_unseen
+from twinshot_distill.world.vocabulary import OBJECTS
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.types import GenerateRequest
 
+SMALL_WORLD = {
+    "objects": [entry.name for entry in OBJECTS if entry.code < "1f4"],
+    "colors": ["red", "blue", "green", "yellow", "pink", "white"],
+    "scenes": ["beach"],
+}
 DRAWING = Drawing(16, 8, steps=2, seed=7)
 
 
@@ -149,10 +158,13 @@ def test_diversity_is_zero_for_copies_and_known_for_flat_colours() -> None:
     assert shares_below([0.1, 0.5, 0.9], 0.5) == pytest.approx(1 / 3)
 
 
-def row(task: str, steps: int | str, score: float) -> dict[str, Any]:
+def row(
+    task: str, steps: int | str, score: float, audited: float | None = None, language: str = "en"
+) -> dict[str, Any]:
     keys = ("corrected_score", "strict_score", "shuffled_score", "fidelity_median", "low_fidelity_share")
-    common = {"combinations": "unseen", "n": 50, "low": 0.0, "high": 1.0}
-    return {"task": task, "steps": steps, "score": score} | common | dict.fromkeys(keys, score / 2)
+    common = {"combinations": "unseen", "language": language, "n": 50, "low": 0.0, "high": 1.0}
+    second = {"auditor_score": audited, "disagreement": audited and 0.125}
+    return {"task": task, "steps": steps, "score": score} | common | second | dict.fromkeys(keys, score / 2)
 
 
 def test_more_seeds_of_a_prompt_count_up_and_keep_the_first_round() -> None:
@@ -183,6 +195,76 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert kept[2]["n"] == 100
     assert kept[0]["checkpoint"] == "tiny"
     assert (tmp_path / "r" / "curve.svg").read_text() == score_curve(findings.rows)
+
+
+def test_the_second_judge_and_the_second_language_are_told_apart(tmp_path: Path) -> None:
+    rows = [row("single", 1, 0.8, 0.7531), row("two", 1, 0.6, 0.5)]
+    chinese = mean_row([row("single", 1, 0.4, language="zh"), row("two", 1, 0.2, 0.5, language="zh")])
+    mean = mean_row(rows)
+    assert (mean["auditor_score"], mean["disagreement"]) == (pytest.approx(0.62655, abs=1e-4), 0.125)
+    assert chinese["auditor_score"] is None, "a mean of what was not measured everywhere says nothing"
+    findings = Findings([*rows, mean, chinese], {}, {}, [])
+    page = write_report(tmp_path, findings, {}).read_text()
+    assert "<td>0.753</td><td>0.125</td>" in page
+    assert "<td>-</td><td>-</td>" in page
+    assert {"unseen", "unseen, zh"} <= set(re.findall(r">(unseen[^<]*)<", score_curve(findings.rows)))
+
+
+class Judging:
+    """Says what it was told to say, of as many pictures as it is asked."""
+
+    threshold = 0.2
+
+    def __init__(self, *verdicts: bool) -> None:
+        self.verdicts = verdicts
+
+    def check(self, images: Any, scenes: Sequence[Scene], threshold: float | None = None) -> list[bool]:
+        return [self.verdicts[k % len(self.verdicts)] for k in range(len(scenes))]
+
+    def fidelity(self, images: Any, scenes: Sequence[Scene]) -> list[float]:
+        return [0.5] * len(scenes)
+
+
+def test_judges_that_differ_are_counted() -> None:
+    asked = trials("two", "unseen", 4, SMALL_WORLD)
+    first: Any = Judging(True, True, False, False)
+    second: Any = Judging(True, False, True, False)
+    verdicts = judge(first, torch.zeros(4, 3, 64, 64), asked, second)
+    assert verdicts.audited == [True, False, True, False]
+    assert second_opinion(verdicts) == {"auditor_score": 0.5, "disagreement": 0.5}
+    alone = judge(first, torch.zeros(4, 3, 64, 64), asked)
+    assert second_opinion(alone) == {"auditor_score": None, "disagreement": None}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scenes_are_made_of_what_the_checkpoint_was_taught(task: str) -> None:
+    asked = trials(task, "unseen", 12, SMALL_WORLD)
+    assert len(asked) == 12
+    for trial in asked:
+        assert {item.noun for item in trial.scene.items} <= set(SMALL_WORLD["objects"])
+        assert {item.color for item in trial.scene.items} <= {None, *SMALL_WORLD["colors"]}
+        assert trial.scene.background in {None, "beach", *SMALL_WORLD["colors"]}
+        assert task == "single" or is_unseen(trial.scene)
+    assert asked == trials(task, "unseen", 12, SMALL_WORLD)
+
+
+def test_languages_ask_for_the_same_scenes_with_the_same_seeds() -> None:
+    english, chinese = (trials("position", "seen", 20, None, language) for language in ("en", "zh"))
+    assert [trial.scene for trial in english] == [trial.scene for trial in chinese]
+    assert [trial.seed for trial in english] == [trial.seed for trial in chinese]
+    assert all(trial.prompt.isascii() for trial in english)
+    assert not any(trial.prompt.replace("T恤", "").isascii() for trial in chinese)
+
+
+def test_english_prompts_hold_no_words_for_things_outside_of_the_world() -> None:
+    near = {word for entry in OBJECTS for word in entry.near} - {"glasses"}  # which wine is drunk from, too
+    prompts = [trial.prompt.lower() for task in TASKS for trial in trials(task, "unseen", 150)]
+    assert [text for text in prompts if near & set(re.findall(r"[a-z-]+", text))] == []
+
+
+def test_a_vocabulary_that_no_scene_can_be_made_of_is_said() -> None:
+    with pytest.raises(ValueError, match="no unseen scenes of the task 'two'"):
+        trials("two", "unseen", 3, {"objects": ["dog"]})
 
 
 def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from twinshot_distill.auditor.model import CELLS, OWN_COLOR, SIDE
-from twinshot_distill.world.composer import MOST_OBJECTS, Composer, arrange
+from twinshot_distill.world.composer import MOST_OBJECTS, Composer, SceneBatch, arrange
 from twinshot_distill.world.scenes import TASKS, Split, sample_scene
-from twinshot_distill.world.sprites import VARIANTS
-from twinshot_distill.world.vocabulary import COLORS, OBJECTS
+from twinshot_distill.world.sprites import VARIANTS, variant_index
+from twinshot_distill.world.vocabulary import BACKGROUNDS, COLORS, OBJECTS
 
 IGNORED = -100
 """The label of cells at an object's edge, which may be called either way."""
@@ -25,6 +26,9 @@ IGNORED = -100
 NOTHING = len(OBJECTS)
 _COLOR_LABELS = {name: label for label, name in enumerate(COLORS)}
 _SPLITS: tuple[Split, ...] = ("train", "unseen")
+_CROWDED = 0.6
+"""The share of pictures that are crowds."""
+
 _CORE, _RIM = 0.25, 0.34
 """Cells nearer to an object's centre than the first share of its size are it, beyond the second are not.
 
@@ -38,6 +42,31 @@ class Examples(NamedTuple):
     pictures: Tensor
     kinds: Tensor
     colors: Tensor
+
+
+def scenes(rng: Random, count: int) -> SceneBatch:
+    """Arrange scenes of all tasks, whether their combinations are held out from the generator or not."""
+    tasks = rng.choices(TASKS, k=count)
+    return arrange(rng, [sample_scene(rng, task, rng.choice(_SPLITS)) for task in tasks])
+
+
+def crowds(rng: Random, count: int) -> SceneBatch:
+    """Arrange four objects each, one in every quarter: more to learn from in a picture than a scene has."""
+    variants = np.zeros((count, MOST_OBJECTS), np.int64)
+    boxes = np.zeros((count, MOST_OBJECTS, 3), np.float32)
+    backgrounds = np.zeros(count, np.int64)
+    for row in range(count):
+        things = rng.choices(OBJECTS, k=MOST_OBJECTS)
+        colors = [
+            rng.choice(entry.colors) if entry.colors and rng.random() < 0.5 else None for entry in things
+        ]
+        backgrounds[row] = rng.choice([at for at, name in enumerate(BACKGROUNDS) if name not in colors])
+        for slot, (entry, color) in enumerate(zip(things, colors, strict=True)):
+            variants[row, slot] = variant_index(entry.name, color)
+            x, y = (0.27 + 0.46 * side + rng.uniform(-0.04, 0.04) for side in (slot % 2, slot // 2))
+            boxes[row, slot] = x, y, rng.uniform(0.36, 0.47)
+    picks = np.array([rng.getrandbits(30) for _ in range(count)], np.int64)
+    return SceneBatch(variants, boxes, backgrounds, picks)
 
 
 class PicturePool:
@@ -63,10 +92,9 @@ class PicturePool:
             self._renew()
 
     def _renew(self) -> None:
-        """Replace the oldest pictures by scenes of all tasks, whether held out from the generator or not."""
+        """Replace the oldest pictures."""
         rng, chosen = self._rng, slice(self._oldest, self._oldest + self._portion)
-        tasks = rng.choices(TASKS, k=self._portion)
-        batch = arrange(rng, [sample_scene(rng, task, rng.choice(_SPLITS)) for task in tasks])
+        batch = (crowds if rng.random() < _CROWDED else scenes)(rng, self._portion)
         drawn = self._composer.render(batch) / 2 + 0.5
         self._pictures[chosen] = F.interpolate(drawn, (SIDE, SIDE), mode="bilinear", antialias=True).half()
         self._variants[chosen] = torch.from_numpy(batch.variants)

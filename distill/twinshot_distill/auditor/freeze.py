@@ -42,7 +42,8 @@ def freeze(model: CellLabeller, twins: dict[str, str], settings: dict[str, int],
         ValueError: a weight does not fit into half precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    state = {name: tensor.half().contiguous() for name, tensor in floats.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise ValueError("a weight does not fit into half precision")
     blob = save(state)

@@ -1,4 +1,4 @@
-"""The auditor's network: a label for every cell of a picture, by ConvNeXt's blocks (arXiv:2201.03545)."""
+"""The auditor's network: a label for every cell of a picture, from residual blocks (arXiv:1512.03385)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ CELLS = 16
 OWN_COLOR = len(COLORS)
 """The label of a thing in its own colours; those before it are the ten names in order."""
 
-_WIDTHS = (64, 144)
-_DEPTHS = (2, 6)
-_KERNEL = 7
-_EXPANSION = 3
+_WIDTHS = (32, 64, 144)
+_DILATIONS = (1, 2, 2, 1)
+"""Of the blocks on the cells' grid: an object is up to eleven cells wide."""
 
 
 class Labels(NamedTuple):
@@ -29,20 +28,26 @@ class Labels(NamedTuple):
     color: Tensor
 
 
-class _Block(nn.Module):
-    """A depthwise convolution over space and an MLP over channels, around a skip connection."""
+def _halved(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Half the resolution: convolution, batch normalisation, ReLU."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    def __init__(self, width: int) -> None:
+
+class _Block(nn.Module):
+    """Two convolutions, the first of them dilated, around a skip connection."""
+
+    def __init__(self, width: int, dilation: int = 1) -> None:
         super().__init__()
-        self.space = nn.Conv2d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
-        self.norm = nn.GroupNorm(1, width)
-        self.widen = nn.Conv2d(width, _EXPANSION * width, 1)
-        self.narrow = nn.Conv2d(_EXPANSION * width, width, 1)
+        self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.first_norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, width, H, W]`` to the same shape."""
-        mixed: Tensor = self.narrow(torch.nn.functional.gelu(self.widen(self.norm(self.space(x)))))
-        return x + mixed
+        inner = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(x + self.second_norm(self.second(inner)))
 
 
 class CellLabeller(nn.Module):
@@ -50,15 +55,18 @@ class CellLabeller(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        fine, coarse = _WIDTHS
-        self.stem = nn.Sequential(nn.Conv2d(3, fine, 4, stride=4), nn.GroupNorm(1, fine))
-        self.fine = nn.Sequential(*(_Block(fine) for _ in range(_DEPTHS[0])))
-        self.down = nn.Conv2d(fine, coarse, 2, stride=2)
-        self.coarse = nn.Sequential(*(_Block(coarse) for _ in range(_DEPTHS[1])), nn.GroupNorm(1, coarse))
+        fine, middle, coarse = _WIDTHS
+        self.body = nn.Sequential(
+            _halved(3, fine, 5),
+            _halved(fine, middle, 3),
+            _Block(middle),
+            _halved(middle, coarse, 3),
+            *(_Block(coarse, dilation) for dilation in _DILATIONS),
+        )
         self.kind = nn.Conv2d(coarse, classes + 1, 1)
         self.color = nn.Conv2d(coarse, OWN_COLOR + 1, 1)
 
     def forward(self, pictures: Tensor) -> Labels:
         """Label the cells."""
-        features = self.coarse(self.down(self.fine(self.stem(pictures * 4 - 2))))
+        features = self.body(pictures * 4 - 2)
         return Labels(self.kind(features), self.color(features))

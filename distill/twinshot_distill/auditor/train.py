@@ -26,7 +26,7 @@ from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS
 SEED = 424_242
 RATE = 2e-3
 EMA = 0.999
-EMPTY_WEIGHT = 0.3
+EMPTY_WEIGHT = 0.05
 """Most cells hold nothing; at full weight they would drown the rest."""
 
 _POOL, _PORTION = 4_096, 8
@@ -65,8 +65,9 @@ def train(
     model = CellLabeller(len(OBJECTS))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = frozen_copy(model)
-    following = RunningAverage.of(average, model, EMA)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
+    state = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    following = RunningAverage([(mean, now) for mean, now in state if mean.is_floating_point()], EMA)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
@@ -79,7 +80,7 @@ def train(
         loss = loss_of(labels, examples, choices)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         optimizer.step()
         schedule.step()
         following.update()

@@ -1,13 +1,14 @@
 """The built-in benchmark as a report: scores with intervals, controls, curve over steps, diversity, pictures.
 
-GenEval's six tasks in the built-in world, judged by the frozen verifier: a "GenEval-style" score, never a
-GenEval score.
+GenEval's six tasks in as much of the built-in world as the checkpoint was taught, judged by the frozen
+verifier and by the auditor: a "GenEval-style" score, never a GenEval score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twinshot_distill import verifier
-from twinshot_distill.evaluate import Trial, judge, trials
+from twinshot_distill.auditor.judge import Auditor
+from twinshot_distill.evaluate import Trial, Verdicts, judge, trials
 from twinshot_distill.evaluation.drawing import Report, draw_all
 from twinshot_distill.evaluation.statistics import (
     corrected,
@@ -50,6 +52,7 @@ class Plan:
     Attributes:
         steps: step counts.
         splits: combinations, seen or unseen.
+        languages: of the prompts; the same scenes are asked for in each.
         count: prompts a task.
         seeds: pictures a prompt.
         diversity_prompts: prompts whose pictures are compared with each other.
@@ -59,6 +62,7 @@ class Plan:
 
     steps: tuple[int, ...]
     splits: tuple[Split, ...] = ("unseen",)
+    languages: tuple[str, ...] = ("en",)
     count: int = 300
     seeds: int = 1
     diversity_prompts: int = 12
@@ -71,7 +75,7 @@ class Findings:
     """What was measured.
 
     Attributes:
-        rows: one flat row a task, combination and step count, the controls among them.
+        rows: one flat row a task, combination, language and step count, the controls among them.
         diversity: mean pairwise distance by step count.
         pictures: [N, H, W, 3] by step count, of the same prompts and seeds.
         captions: of the pictures.
@@ -83,33 +87,42 @@ class Findings:
     captions: list[str]
 
 
-def measure(engine: Engine, judging: Verifier, plan: Plan, reference: str, report: Report) -> Findings:
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """The verifier, and the auditor if it is there."""
+
+    verifier: Verifier
+    auditor: Auditor | None = None
+
+
+def measure(engine: Engine, judging: Judges, plan: Plan, reference: str, report: Report) -> Findings:
     """Measure a checkpoint in its own domain.
 
     Args:
         engine: of the checkpoint, with the plan's step counts.
-        judging: the judge, on any device.
+        judging: the judges, on any device.
         plan: what is measured.
         reference: names the checkpoint, whose autoencoder gives the ceiling.
         report: receives progress.
     """
     rows: list[dict[str, Any]] = []
     for split in plan.splits:
-        rows += _ceiling_rows(judging, reference, split, plan.count, report)
-        for steps in plan.steps:
-            rows += _score_rows(engine, judging, split, steps, plan, report)
+        rows += _ceiling_rows(engine, judging, reference, split, plan.count, report)
+        for language, steps in product(plan.languages, plan.steps):
+            rows += _score_rows(engine, judging, split, language, steps, plan, report)
     return Findings(rows, *_looks(engine, plan, report))
 
 
 def _score_rows(
-    engine: Engine, judging: Verifier, split: Split, steps: int, plan: Plan, report: Report
+    engine: Engine, judging: Judges, split: Split, language: str, steps: int, plan: Plan, report: Report
 ) -> list[dict[str, Any]]:
     rows = []
     for task in TASKS:
-        asked = reseeded(trials(task, split, plan.count), plan.seeds)
+        asked = reseeded(trials(task, split, plan.count, engine.info.vocabulary, language), plan.seeds)
         requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
-        drawn = list(draw_all(engine, requests, f"{steps} steps, {split}, {task}", report))
-        rows.append(_row(judging, torch.from_numpy(np.stack(drawn)), asked, task, split, steps))
+        drawn = list(draw_all(engine, requests, f"{steps} steps, {split}, {language}, {task}", report))
+        facts = {"steps": steps, "combinations": split, "language": language, "task": task}
+        rows.append(_row(judging, torch.from_numpy(np.stack(drawn)), asked, facts))
     return [*rows, mean_row(rows)]
 
 
@@ -119,7 +132,7 @@ def reseeded(asked: Sequence[Trial], seeds: int) -> list[Trial]:
 
 
 def _ceiling_rows(
-    judging: Verifier, reference: str, split: Split, count: int, report: Report
+    engine: Engine, judging: Judges, reference: str, split: Split, count: int, report: Report
 ) -> list[dict[str, Any]]:
     """The control from above: true renders through the checkpoint's autoencoder, judged the same way."""
     encoders = ZImageEncoders(find_checkpoint(reference), torch.device("cpu"))
@@ -127,9 +140,10 @@ def _ceiling_rows(
     rows = []
     for place, task in enumerate(TASKS):
         report(f"ceiling, {split}, {task}", place / len(TASKS))
-        asked = trials(task, split, min(count, 100))
+        asked = trials(task, split, min(count, 100), engine.info.vocabulary)
         restored = [_round_trip(encoders, composer, trial) for trial in asked]
-        rows.append(_row(judging, torch.cat(restored), asked, task, split, _CEILING))
+        facts = {"steps": _CEILING, "combinations": split, "language": None, "task": task}
+        rows.append(_row(judging, torch.cat(restored), asked, facts))
     return [*rows, mean_row(rows)]
 
 
@@ -139,18 +153,14 @@ def _round_trip(encoders: ZImageEncoders, composer: Composer, trial: Trial) -> T
     return ((restored.clamp(-1, 1) + 1) / 2).float()
 
 
-def _row(
-    judging: Verifier, pictures: Tensor, asked: Sequence[Trial], task: str, split: Split, steps: int | str
-) -> dict[str, Any]:
-    verdicts = judge(judging, pictures, asked)
+def _row(judging: Judges, pictures: Tensor, asked: Sequence[Trial], facts: dict[str, Any]) -> dict[str, Any]:
+    verdicts = judge(judging.verifier, pictures, asked, judging.auditor)
     score, count = fmean(verdicts.passed), len(verdicts.passed)
-    errors = judge_errors(read_card(VERIFIER_FOLDER), task, judging.threshold)
+    errors = judge_errors(read_card(VERIFIER_FOLDER), facts["task"], judging.verifier.threshold)
     low, high = wilson(score, count)
     return {
         "benchmark": "geneval-style",
-        "steps": steps,
-        "combinations": split,
-        "task": task,
+        **facts,
         "n": count,
         "score": round(score, 4),
         "low": round(low, 4),
@@ -161,7 +171,16 @@ def _row(
         "shuffled_score": round(fmean(verdicts.shuffled), 4),
         "fidelity_median": round(median(verdicts.fidelity), 4),
         "low_fidelity_share": round(shares_below(verdicts.fidelity, LOW_FIDELITY), 4),
+        **second_opinion(verdicts),
     }
+
+
+def second_opinion(verdicts: Verdicts) -> dict[str, float | None]:
+    """The auditor's score, and the share of pictures of which it says other than the verifier."""
+    if verdicts.audited is None:
+        return {"auditor_score": None, "disagreement": None}
+    differ = [one != other for one, other in zip(verdicts.passed, verdicts.audited, strict=True)]
+    return {"auditor_score": round(fmean(verdicts.audited), 4), "disagreement": round(fmean(differ), 4)}
 
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -174,10 +193,18 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "shuffled_score",
         "fidelity_median",
         "low_fidelity_share",
+        "auditor_score",
+        "disagreement",
     )
-    means = {key: round(fmean(row[key] for row in rows), 4) for key in keys}
-    low, high = wilson(means["score"], count)
+    means = {key: _mean([row[key] for row in rows]) for key in keys}
+    low, high = wilson(fmean(row["score"] for row in rows), count)
     return rows[0] | means | {"task": "mean", "n": count, "low": round(low, 4), "high": round(high, 4)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None if one was not measured."""
+    measured = [value for value in values if value is not None]
+    return round(fmean(measured), 4) if len(measured) == len(values) else None
 
 
 def _looks(
@@ -185,7 +212,7 @@ def _looks(
 ) -> tuple[dict[int, float], dict[int, NDArray[np.uint8]], list[str]]:
     """Diversity, and pictures to look at, for each step count."""
     each = -(-max(plan.pictures, plan.diversity_prompts) // len(TASKS))
-    by_task = [trials(task, plan.splits[0], each) for task in TASKS]
+    by_task = [trials(task, plan.splits[0], each, engine.info.vocabulary) for task in TASKS]
     asked = [trial for group in zip(*by_task, strict=True) for trial in group]
     shown, varied = asked[: plan.pictures], asked[: plan.diversity_prompts]
     diversity, pictures = {}, {}

@@ -18,16 +18,17 @@ from twinshot_distill.evaluation.builtin import Findings
 from twinshot_distill.live_page import STYLE
 
 _NOTE = (
-    "GenEval's six tasks in the built-in world, judged by the frozen verifier on prompts and seeds that "
-    "are the same every time. This is not a GenEval score. Intervals are Wilson's at 95 %; corrected "
-    "scores take the verifier's measured errors out; shuffled is the control from below, each picture "
-    "judged by another's prompt; ceiling the one from above, true scenes through the autoencoder (100 a "
-    "task at most); fidelity how closely the drawings match, 1 for a copy. Diversity is the mean root- "
-    "mean-square difference of pictures that differ in their seed alone, read at 64 pixels."
+    "GenEval's six tasks in what the checkpoint was taught of the built-in world, judged by the frozen "
+    "verifier on prompts and seeds that are the same every time. This is not a GenEval score. The auditor is "
+    "a second, independent judge; disagreement is the share of pictures on which the two differ. Intervals "
+    "are Wilson's at 95 %; corrected scores take the verifier's measured errors out; shuffled is the control "
+    "from below, each picture judged by another's prompt; ceiling the one from above, true scenes through "
+    "the autoencoder (100 a task at most); fidelity how closely the drawings match, 1 for a copy. Diversity "
+    "is the mean root-mean-square difference of pictures that differ in their seed alone, read at 64 pixels."
 )
 _COLUMNS = (
-    *("steps", "combinations", "task", "score", "interval", "corrected", "strict", "shuffled"),
-    *("fidelity", "below .5", "n"),
+    *("steps", "combinations", "prompts", "task", "score", "interval", "corrected", "strict", "shuffled"),
+    *("fidelity", "below .5", "auditor", "disagreement", "n"),
 )
 
 
@@ -60,14 +61,17 @@ def write_report(folder: Path, findings: Findings, facts: Mapping[str, Any]) -> 
 
 
 def score_curve(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean score over steps, one line for each kind of combinations, as SVG."""
+    """Mean score over steps, one line for each kind of combinations and language, as SVG."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["task"] == "mean" and isinstance(row["steps"], int):
-            series.setdefault(row["combinations"], []).append((row["steps"], row["score"]))
-            series.setdefault(f"{row['combinations']}, strict", []).append(
-                (row["steps"], row["strict_score"])
+            name = (
+                row["combinations"]
+                if row["language"] == "en"
+                else f"{row['combinations']}, {row['language']}"
             )
+            series.setdefault(name, []).append((row["steps"], row["score"]))
+            series.setdefault(f"{name}, strict", []).append((row["steps"], row["strict_score"]))
     ordered = {name: sorted(points) for name, points in series.items()}
     return line_chart("Score by steps", ordered, x_label="steps", logarithmic=True, marked=True)
 
@@ -103,13 +107,18 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table_row(row: Mapping[str, Any]) -> str:
     cells = (
-        *(row["steps"], row["combinations"], row["task"], f"{row['score']:.3f}"),
+        *(row["steps"], row["combinations"], row["language"] or "-", row["task"], f"{row['score']:.3f}"),
         *(f"{row['low']:.3f}-{row['high']:.3f}", f"{row['corrected_score']:.3f}"),
         *(f"{row['strict_score']:.3f}", f"{row['shuffled_score']:.3f}", f"{row['fidelity_median']:.3f}"),
-        *(f"{row['low_fidelity_share']:.3f}", row["n"]),
+        *(f"{row['low_fidelity_share']:.3f}", _shown(row["auditor_score"])),
+        *(_shown(row["disagreement"]), row["n"]),
     )
     kind = ' class="mean"' if row["task"] == "mean" else ""
     return f"<tr{kind}>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
+
+
+def _shown(share: float | None) -> str:
+    return "-" if share is None else f"{share:.3f}"
 
 
 def _sheet(steps: int, captions: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from twinshot_distill.auditor.judge import Auditor
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.evaluation.builtin import Plan, measure
+from twinshot_distill.evaluation.builtin import Judges, Plan, measure
 from twinshot_distill.evaluation.drawing import Report
 from twinshot_distill.evaluation.html_report import write_report
 from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
@@ -42,11 +43,24 @@ def evaluate_builtin(
             f"{engine.info.name} does not say that it knows the built-in world's objects, and the built-in "
             "verifier knows no others: use 'twinshot evaluate geneval' or 'dpg'."
         )
-    verifier = Verifier.load().to(engine.info.device)
+    judges = Judges(Verifier.load().to(engine.info.device), _auditor(report))
     combinations = cast("tuple[Split, ...]", tuple(splits))
-    plan = Plan(tuple(settings["steps"]), combinations, count, seeds, pictures=pictures)
-    findings = measure(engine, verifier, plan, str(settings["checkpoint"]), report)
+    languages = ("en", "zh") if "chinese" in engine.info.vocabulary else ("en",)
+    plan = Plan(tuple(settings["steps"]), combinations, languages, count, seeds, pictures=pictures)
+    try:
+        findings = measure(engine, judges, plan, str(settings["checkpoint"]), report)
+    except ValueError as error:
+        raise TrainingError(f"{engine.info.name} cannot be measured: {error}.") from error
     return findings.rows, write_report(out, findings, _facts(engine))
+
+
+def _auditor(report: Report) -> Auditor | None:
+    """The second judge; without its weights the first one judges alone, and the rows say so."""
+    try:
+        return Auditor.load()
+    except FileNotFoundError:
+        report("the auditor's weights are not here: there is no second opinion", 0.0)
+        return None
 
 
 def draw_geneval(

@@ -49,24 +49,24 @@ _WORDY_ENDINGS = (
 )
 
 
-def _noun(rng: Random | None, name: str) -> str:
+def _noun(rng: Random | None, name: str, *, near: bool) -> str:
     """The name, now and then a synonym, and seldom the word for a thing that is best drawn as this one."""
     entry = OBJECTS[INDEX[name]]
     roll = 1.0 if rng is None else rng.random()
-    if rng and entry.near and roll < 0.08:
+    if rng and near and entry.near and roll < 0.08:
         return rng.choice(entry.near)
     if rng and entry.synonyms and roll < 0.26:
         return rng.choice(entry.synonyms)
     return name
 
 
-def _plural(rng: Random | None, name: str) -> str:
-    noun = _noun(rng, name)
+def _plural(rng: Random | None, name: str, *, near: bool) -> str:
+    noun = _noun(rng, name, near=near)
     return OBJECTS[INDEX[name]].plural if noun == name else plural_of(noun)
 
 
-def _thing(rng: Random | None, item: Item) -> str:
-    noun = _noun(rng, item.noun)
+def _thing(rng: Random | None, item: Item, *, near: bool) -> str:
+    noun = _noun(rng, item.noun, near=near)
     if item.noun == "scissors":
         pair = f"a pair of {item.color + ' ' if item.color else ''}scissors"
         return pair if rng and rng.random() < 0.3 else with_article(f"{item.color or ''} scissors".strip())
@@ -80,18 +80,18 @@ def _is_plural(name: str, noun: str) -> bool:
     return noun.endswith("s") and entry.plural == entry.name
 
 
-def _counted(rng: Random | None, scene: Scene) -> str:
+def _counted(rng: Random | None, scene: Scene, *, near: bool) -> str:
     item, number = scene.items[0], len(scene.items)
     words = _NUMBERS[number]
     word = words[1] if rng and rng.random() < 0.25 else words[0]
-    return " ".join(filter(None, (word, item.color, _plural(rng, item.noun))))
+    return " ".join(filter(None, (word, item.color, _plural(rng, item.noun, near=near))))
 
 
-def _core(rng: Random | None, scene: Scene) -> str:
+def _core(rng: Random | None, scene: Scene, *, near: bool = False) -> str:
     """The objects of a scene, without its background."""
     if scene.task == "count":
-        return _counted(rng, scene)
-    things = [_thing(rng, item) for item in scene.items]
+        return _counted(rng, scene, near=near)
+    things = [_thing(rng, item, near=near) for item in scene.items]
     if len(things) == 1:
         return things[0]
     if scene.relation is None:
@@ -149,7 +149,12 @@ def caption(rng: Random, scene: Scene, *, wordy: bool = False) -> str:
     """A paraphrase of a scene, one in four of them in Chinese; `wordy` wraps it in words that add nothing."""
     if rng.random() < CHINESE_SHARE:
         return chinese_caption(rng, scene, wordy=wordy)
-    core = _core(rng, scene)
+    return english_caption(rng, scene, wordy=wordy, near=True)
+
+
+def english_caption(rng: Random, scene: Scene, *, wordy: bool = False, near: bool = False) -> str:
+    """A paraphrase in English; `near` allows words for things that are best drawn as one of the scene."""
+    core = _core(rng, scene, near=near)
     if scene.background is not None:
         where = _where(rng, scene.background)
         if not wordy and rng.random() < 0.06:

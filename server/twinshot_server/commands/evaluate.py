@@ -150,9 +150,18 @@ def _tell(rows: list[dict[str, Any]], page: Path, *, as_json: bool) -> None:
             typer.echo(json.dumps(row))
         return
     for row in means:
+        asked = (
+            f"{row['steps']} steps" if row["language"] is None else f"{row['steps']} steps, {row['language']}"
+        )
         typer.echo(
-            f"{row['steps']} steps, {row['combinations']}: {row['score']:.3f} "
+            f"{asked}, {row['combinations']}: {row['score']:.3f} "
             f"({row['low']:.3f} to {row['high']:.3f}), strict {row['strict_score']:.3f}, "
-            f"fidelity {row['fidelity_median']:.3f}, n {row['n']}"
+            f"fidelity {row['fidelity_median']:.3f}, {_second_opinion(row)}, n {row['n']}"
         )
     typer.echo(str(page))
+
+
+def _second_opinion(row: dict[str, Any]) -> str:
+    if row["auditor_score"] is None:
+        return "no auditor"
+    return f"auditor {row['auditor_score']:.3f} (disagrees on {row['disagreement']:.3f})"
