@@ -52,6 +52,18 @@ def test_prompts_come_from_stdin(runner: CliRunner, fake_engine: Any) -> None:
     assert [prompt for prompt, _ in asked(fake_engine)] == ["a cat", "a dog"]
 
 
+def test_words_never_taught_are_told_and_drawn_as_the_nearest(runner: CliRunner, fake_engine: Any) -> None:
+    words = {"vocabulary": {"things": ["dog", "red"]}, "near": {"owl": "dog"}}
+    fake_engine.info = replace(fake_engine.info, **words)
+    result = runner.invoke(app, ["generate", "an owl and a zorp", "--seed", "7", "--json"])
+    assert asked(fake_engine) == [("a dog and a zorp", 7)]
+    assert "never taught: owl (dog instead), zorp" in result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["prompt"] == "an owl and a zorp"
+    assert facts["unknown_words"] == [{"word": "owl", "nearest": "dog"}, {"word": "zorp", "nearest": None}]
+    assert "never taught" not in runner.invoke(app, ["generate", "a red dog"]).stderr
+
+
 def test_a_grid_is_one_file_with_a_row_for_each_prompt(runner: CliRunner) -> None:
     result = runner.invoke(app, ["generate", "a", "b", "-n", "3", "--grid", "--seed", "10"])
     assert result.stdout == "out.png\n"

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx2
 import pytest
 from asking import Asker
-from canned import Recorder, image_file
+from canned import HEADERS, Recorder, image_file
 
 import twinshot
-from twinshot import APIResponseError, Client, Generated, Health, Picture, Timings
+from twinshot import APIResponseError, Client, Generated, Health, Picture, Timings, UnknownWord
 
 MODEL = {
     "id": "m",
@@ -95,6 +95,26 @@ def test_the_answer_is_read_in_full(ask: Asker, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes() == picture.bytes == image_file()
     assert picture._repr_mimebundle_() == {"image/png": image_file()}
     assert len(repr(picture)) < 300
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (None, ()),
+        ("", ()),
+        ("lions=tigers&zorp=", (UnknownWord("lions", "tigers"), UnknownWord("zorp", None))),
+        (
+            "%E7%8B%BC=%E7%8B%97&oak+tree=palm+tree",
+            (UnknownWord("狼", "狗"), UnknownWord("oak tree", "palm tree")),
+        ),
+        ("zorp&&=x", (UnknownWord("zorp", None), UnknownWord("", "x"))),
+    ],
+)
+def test_words_that_the_model_was_never_taught(
+    header: str | None, words: tuple[UnknownWord, ...], ask: Asker
+) -> None:
+    server = Recorder(headers=HEADERS | ({} if header is None else {"X-Unknown-Words": header}))
+    assert ask(server, "generate", "a").unknown_words == words
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

@@ -31,6 +31,7 @@ from twinshot import (
     Superseded,
     Timings,
     TwinshotError,
+    UnknownWord,
 )
 from twinshot._errors import Answer
 from twinshot._realtime import open_session
@@ -169,7 +170,12 @@ def test_a_frame_is_read_to_the_byte() -> None:
     image = image_file("JPEG")
     messages = [
         text(type="of a later version"),
-        text(type="timings", id=5, timings_ms={"queue": 1.5, "denoise": 2}),
+        text(
+            type="timings",
+            id=5,
+            timings_ms={"queue": 1.5, "denoise": 2},
+            unknown_words=[{"word": "狼", "nearest": None}],
+        ),
         websocket_message(2, HEADER + image),
         websocket_message(2, HEADER + image),
         text(type="superseded", id=6),
@@ -182,9 +188,10 @@ def test_a_frame_is_read_to_the_byte() -> None:
 
     with scripted(sending(UPGRADE, *messages)) as server:
         frame, untimed, superseded, failed, unread = session_with(server.url, use)
-    assert frame == Frame(image, 7, 5, 2.5, Timings(queue=1.5, denoise=2.0), 8, 4)
+    unknown = (UnknownWord("狼", None),)
+    assert frame == Frame(image, 7, 5, 2.5, Timings(queue=1.5, denoise=2.0), 8, 4, unknown)
     assert isinstance(untimed, Frame)
-    assert untimed.timings == Timings()
+    assert (untimed.timings, untimed.unknown_words) == (Timings(), ())
     assert superseded == Superseded(6)
     assert isinstance(failed, Failed)
     assert (failed.id, str(failed.error), type(failed.error).__name__) == (7, "Too much.", "RateLimitError")

@@ -57,6 +57,7 @@ def test_the_story_is_told_in_typed_objects(ask: Asker) -> None:
     assert drawn.picture.bytes == image_file()
     assert (drawn.picture.timings, drawn.picture.request_id) == (Timings(1, 2, 3, 4, 5), "abc")
     assert done == Done(request_id="abc", format="png", width=8, height=4, steps=1)
+    assert done.unknown_words == ()
     asked = {"prompt": "a red car", "n": 1, "seed": 7, "format": "png", "stream": True}
     assert server.body == asked
     assert server.requests[0].headers["Accept"] == "text/event-stream"

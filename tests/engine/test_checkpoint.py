@@ -148,6 +148,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "twinshot.json").write_text('{"vocabulary": []}'),
         "vocabulary of type list",
     ),
+    "card with near words in a list": (
+        lambda f: (f / "twinshot.json").write_text('{"near": ["lion"]}'),
+        "'near' that is not an object of texts",
+    ),
+    "card with near words of numbers": (
+        lambda f: (f / "twinshot.json").write_text('{"near": {"lion": 3}}'),
+        "'near' that is not an object of texts",
+    ),
+    "card with one example": (
+        lambda f: (f / "twinshot.json").write_text('{"examples": "a cat"}'),
+        "'examples' that are not a list of texts",
+    ),
 }
 
 
