@@ -22,9 +22,10 @@ _PIECES = re.compile(
 )
 _LONGEST_PHRASE = 3
 _LONGEST_HAN = 8
-_LEAST_LETTERS = 5
-"""Shorter words have too many neighbours to be taken for misspellings."""
+_LEAST_LETTERS, _MOST_LETTERS = 5, 30
+"""Shorter words have too many neighbours to be taken for misspellings, and longer ones are none."""
 
+_ARTICLE = re.compile(r"(?<!\w)([Aa])n? $")
 _CACHED = 1024
 _PLURALS = (
     *((re.compile("s$"), ""), (re.compile("es$"), ""), (re.compile("ies$"), "y"), (re.compile("ves$"), "fe")),
@@ -128,7 +129,7 @@ class Lexicon:
 
     def _spelt_like(self, word: str) -> str | None:
         """The word that this may be a misspelling of: one letter more, less, other, or two swapped."""
-        if len(word) < _LEAST_LETTERS:
+        if not _LEAST_LETTERS <= len(word) <= _MOST_LETTERS:
             return None
         return next((self._misspelt[form] for form in _deletions(word) if form in self._misspelt), None)
 
@@ -182,7 +183,7 @@ def _put(before: str, word: str, replaced: str) -> str:
         return before + word
     if not replaced.isascii():
         return f"{before} {word} ".lstrip()
-    article = re.search(r"\b([Aa])n? $", before)
+    article = _ARTICLE.search(before, max(0, len(before) - 4))
     if article:
-        before = f"{before[: article.start()]}{article[1]}{'n' if word[0] in 'aeiou' else ''} "
+        before = f"{before[: article.start(1)]}{article[1]}{'n' if word[0] in 'aeiou' else ''} "
     return before + word

@@ -28,11 +28,6 @@ NAMES = tuple(entry.name for entry in OBJECTS)
 RED = list(COLORS).index("red")
 
 
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer("cpu", scene_variations=1, plain_variations=1)
-
-
 def labels(*blobs: tuple[str, slice, slice, int], sure: float = 9.0) -> Labels:
     """Logits of a picture of nothing but these: a name, rows, columns and a colour's label."""
     kind = torch.zeros(1, NOTHING + 1, CELLS, CELLS)

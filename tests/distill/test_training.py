@@ -45,11 +45,6 @@ def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
 
 
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer("cpu", scene_variations=1, plain_variations=1)
-
-
 def test_tokenizer_is_reproducible_and_ignores_case(
     tokenizer: PreTrainedTokenizerFast, tokenizer_folder: Path, tmp_path: Path
 ) -> None:

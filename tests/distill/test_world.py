@@ -25,11 +25,6 @@ from twinshot_distill.world.sprites import VARIANTS, load_sprites, variant_index
 from twinshot_distill.world.vocabulary import BACKGROUNDS, COLORS, INDEX, OBJECTS
 
 
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer("cpu", scene_variations=1, plain_variations=1)
-
-
 def test_names_are_unique_and_atlas_has_every_object() -> None:
     assert len(INDEX) == len(OBJECTS) == len(load_sprites())
     assert load_sprites().shape[1:] == (192, 192, 4)
