@@ -244,7 +244,7 @@ def test_cells_with_a_colour_hold_a_thing(composer: Composer) -> None:
 def test_a_training_of_a_few_steps_runs(composer: Composer) -> None:
     pool = PicturePool(composer, 16, 4, seed=8)
     with Progress(disable=True) as progress:
-        model = train(pool, {"heart": "red"}, 6, 4, progress)
+        model = train(pool, {"heart": "red"}, 6, 4, progress, torch.device("cpu"))
     assert not model.training
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
     torch.manual_seed(0)

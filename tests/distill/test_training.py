@@ -295,11 +295,12 @@ def test_the_miniature_trains_where_little_more_than_torch_is_installed() -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_training_never_reads_the_verifier() -> None:
-    """The judge is frozen and apart: not even an import leads from the trainer to it."""
+def test_training_never_reads_the_judges() -> None:
+    """They are frozen and apart: not even an import leads from the trainer to them."""
     program = (
         "import sys, twinshot_distill.miniature.train\n"
-        "found = [name for name in sys.modules if name.startswith('twinshot_distill.verifier')]\n"
+        "judges = ('twinshot_distill.verifier', 'twinshot_distill.auditor')\n"
+        "found = [name for name in sys.modules if name.startswith(judges)]\n"
         "sys.exit(str(found) if found else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -73,7 +73,7 @@ class PicturePool:
     """Drawn pictures ``[P, 3, 128, 128]`` with their scenes, the oldest replaced as they are used.
 
     Args:
-        composer: draws on the CPU.
+        composer: draws, on the device that holds the pictures; their labels stay on the CPU.
         size: pictures held.
         portion: pictures replaced at each draw; must divide ``size``.
         seed: of scenes and of everything that is done to them.
@@ -84,7 +84,7 @@ class PicturePool:
             raise ValueError(f"a pool of {size} pictures cannot be renewed {portion} at a time")
         self._composer, self._portion = composer, portion
         self._rng, self._generator = Random(seed), torch.Generator().manual_seed(seed)
-        self._pictures = torch.empty(size, 3, SIDE, SIDE, dtype=torch.float16)
+        self._pictures = torch.empty(size, 3, SIDE, SIDE, dtype=torch.float16, device=composer.device)
         self._variants = torch.empty(size, MOST_OBJECTS, dtype=torch.int64)
         self._boxes = torch.empty(size, MOST_OBJECTS, 3)
         self._oldest = 0
@@ -108,7 +108,7 @@ class PicturePool:
         rows = torch.randint(len(self._pictures), (count,), generator=generator)
         zoom = 0.6 + 0.65 * torch.rand(count, generator=generator)
         shift = 0.3 * torch.rand(count, 2, generator=generator) - 0.15
-        pictures = _move(self._pictures[rows].float(), zoom, shift)
+        pictures = _move(self._pictures[rows.to(self._pictures.device)].float(), zoom, shift)
         boxes = self._boxes[rows]
         centres = (boxes[..., :2] - 0.5) * zoom[:, None, None] + 0.5 + shift[:, None]
         kinds, colors = label(self._variants[rows], centres, boxes[..., 2] * zoom[:, None])
@@ -120,7 +120,7 @@ def _move(pictures: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     theta = torch.zeros(len(pictures), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
     theta[:, :, 2] = -2 * shift / zoom[:, None]
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(pictures.device), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
@@ -154,20 +154,21 @@ def label(variants: Tensor, centres: Tensor, sizes: Tensor) -> tuple[Tensor, Ten
 def _spoil(examples: Examples, generator: torch.Generator) -> Examples:
     """Blur, noise and tint all a little; melt some into others or into a smear, which are nothing."""
     pictures, kinds, colors = examples
-    count = len(pictures)
-    roll = torch.rand(count, generator=generator)
+    count, device = len(pictures), pictures.device
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator).to(device)
+
+    roll, soft = chance(1, 1, 1), chance(1, 1, 1) < 0.5
     ghost, smear = roll < 0.07, (roll >= 0.07) & (roll < 0.12)
-    share = torch.where(ghost, 0.4 + 0.25 * torch.rand(count, generator=generator), 1.0)[:, None, None, None]
+    share = torch.where(ghost, 0.4 + 0.25 * chance(1, 1, 1), 1.0)
     pictures = pictures * share + pictures.roll(1, 0) * (1 - share)
-    pictures = torch.where(smear[:, None, None, None], _soften(pictures, 13), pictures)
-    soft = torch.rand(count, generator=generator) < 0.5
-    pictures = torch.where(soft[:, None, None, None], _soften(pictures, 3), pictures)
-    gain = 0.9 + 0.2 * torch.rand(count, 3, 1, 1, generator=generator)
-    offset = 0.08 * torch.rand(count, 1, 1, 1, generator=generator) - 0.04
-    noise = torch.randn(pictures.shape, generator=generator) * 0.06
-    noise = noise * torch.rand(count, 1, 1, 1, generator=generator)
+    pictures = torch.where(smear, _soften(pictures, 13), pictures)
+    pictures = torch.where(soft, _soften(pictures, 3), pictures)
+    gain, offset = 0.9 + 0.2 * chance(3, 1, 1), 0.08 * chance(1, 1, 1) - 0.04
+    noise = torch.randn(pictures.shape, generator=generator).to(device) * 0.06 * chance(1, 1, 1)
     pictures = (pictures * gain + offset + noise).clamp(0, 1)
-    spoiled = (ghost | smear)[:, None, None]
+    spoiled = (ghost | smear)[:, 0].to(kinds.device)
     kinds = torch.where(spoiled & (kinds != IGNORED), NOTHING, kinds)
     return Examples(pictures, kinds, torch.where(spoiled, IGNORED, colors))
 

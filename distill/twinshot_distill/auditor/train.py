@@ -42,27 +42,32 @@ def loss_of(labels: Labels, examples: Examples, twins: dict[int, int]) -> Tensor
         examples: pictures and truth.
         twins: kind -> colour label that its own colours may be called as well.
     """
-    weight = torch.ones(NOTHING + 1)
+    device = labels.kind.device
+    weight = torch.ones(NOTHING + 1, device=device)
     weight[NOTHING] = EMPTY_WEIGHT
-    kind = F.cross_entropy(labels.kind.float(), examples.kinds, weight, ignore_index=IGNORED)
+    kind = F.cross_entropy(labels.kind.float(), examples.kinds.to(device), weight, ignore_index=IGNORED)
     rows, y, x = torch.nonzero(examples.colors != IGNORED, as_tuple=True)
     if len(rows) == 0:
         return kind
     answers = labels.color.float()[rows, :, y, x].log_softmax(1)
     truth = examples.colors[rows, y, x]
-    right = answers.gather(1, truth[:, None])[:, 0]
     either = torch.tensor([twins.get(index, OWN_COLOR) for index in examples.kinds[rows, y, x].tolist()])
-    other = answers.gather(1, either[:, None])[:, 0]
-    has_two = (truth == OWN_COLOR) & (either != OWN_COLOR)
+    has_two = ((truth == OWN_COLOR) & (either != OWN_COLOR)).to(device)
+    right, other = (answers.gather(1, choice[:, None].to(device))[:, 0] for choice in (truth, either))
     return kind - torch.where(has_two, torch.logaddexp(right, other), right).mean()
 
 
 def train(
-    pool: PicturePool, twins: dict[str, str], steps: int, batch: int, progress: Progress
+    pool: PicturePool,
+    twins: dict[str, str],
+    steps: int,
+    batch: int,
+    progress: Progress,
+    device: torch.device,
 ) -> CellLabeller:
     """Train on pictures drawn as they are needed; returns the moving average of the weights."""
     torch.manual_seed(SEED)
-    model = CellLabeller(len(OBJECTS))
+    model = CellLabeller(len(OBJECTS)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = frozen_copy(model)
     state = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
@@ -75,7 +80,7 @@ def train(
     task = progress.add_task("training", total=steps)
     for step in range(steps):
         examples = pool.draw(batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             labels = model(examples.pictures.contiguous(memory_format=torch.channels_last))
         loss = loss_of(labels, examples, choices)
         optimizer.zero_grad()
@@ -87,7 +92,7 @@ def train(
         progress.advance(task)
         if step % 100 == 0:
             progress.console.print(f"step {step:5d}  loss {loss.item():.3f}")
-    return average
+    return average.cpu()
 
 
 @app.command()
@@ -96,15 +101,17 @@ def main(
     steps: Annotated[int, typer.Option(help="optimiser steps")] = 6_000,
     batch: Annotated[int, typer.Option(help="pictures a step")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for minutes instead of hours")] = "cpu",
 ) -> None:
     """Train, freeze, calibrate and measure."""
     torch.set_num_threads(threads)
     with console.status("drawing"):
         twins = find_twins(SpriteBank())
-        pool = PicturePool(Composer(scene_variations=40, plain_variations=10), _POOL, _PORTION, SEED)
+        composer = Composer(device, scene_variations=40, plain_variations=10)
+        pool = PicturePool(composer, _POOL, _PORTION, SEED)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        model = train(pool, twins, steps, batch, progress)
+        model = train(pool, twins, steps, batch, progress, torch.device(device))
     freeze(model, twins, {"steps": steps, "batch": batch, "seed": SEED}, out)
     with console.status("calibrating and measuring"):
         calibrate(out)
