@@ -21,6 +21,7 @@ _METRICS: dict[str, Any] = {
     for media_type in ("text/plain", "application/openmetrics-text")
 }
 _REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"model": OpenAIError, "description": "The query is wrong."},
     401: {"model": OpenAIError, "description": "A valid API key is needed."},
     503: {"model": OpenAIError, "description": "The model is loading."},
 }
