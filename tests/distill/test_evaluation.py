@@ -188,6 +188,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     assert "a cow &amp; a dog" in page
     assert "not a GenEval score" in page
     assert "1 steps 0.0500" in page
+    assert "The auditor's weights were not there: the verifier judged alone." in page
     assert page.count("<tr") == 1 + 5
     assert len(list((tmp_path / "r" / "pictures" / "1").iterdir())) == 2
     kept = json.loads((tmp_path / "r" / "scores.json").read_text())
@@ -207,6 +208,7 @@ def test_the_second_judge_and_the_second_language_are_told_apart(tmp_path: Path)
     page = write_report(tmp_path, findings, {}).read_text()
     assert "<td>0.753</td><td>0.125</td>" in page
     assert "<td>-</td><td>-</td>" in page
+    assert "judged alone" not in page
     assert {"unseen", "unseen, zh"} <= set(re.findall(r">(unseen[^<]*)<", score_curve(findings.rows)))
 
 
@@ -257,7 +259,13 @@ def test_languages_ask_for_the_same_scenes_with_the_same_seeds() -> None:
 
 
 def test_english_prompts_hold_no_words_for_things_outside_of_the_world() -> None:
-    near = {word for entry in OBJECTS for word in entry.near} - {"glasses"}  # which wine is drunk from, too
+    own = {
+        word
+        for entry in OBJECTS
+        for name in (entry.name, entry.plural, *entry.synonyms)
+        for word in name.split()
+    }
+    near = {word for entry in OBJECTS for word in entry.near} - own  # a "money bag" is of the world
     prompts = [trial.prompt.lower() for task in TASKS for trial in trials(task, "unseen", 150)]
     assert [text for text in prompts if near & set(re.findall(r"[a-z-]+", text))] == []
 

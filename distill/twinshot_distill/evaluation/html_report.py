@@ -95,8 +95,14 @@ def _page(findings: Findings, facts: Mapping[str, Any], curve: str) -> str:
         f"<style>{STYLE}{sheet_style}</style>"
         f"<h1>Evaluation of {escape(str(facts.get('checkpoint', '')))}</h1>"
         f'<p>{escape(told)}</p><p>{escape(_NOTE)}</p><div class="chart">{curve}</div>'
-        f"<p>Diversity: {escape(diverse)}.</p>{_table(findings.rows)}{sheets}</html>\n"
+        f"<p>Diversity: {escape(diverse)}.</p>{_alone(findings.rows)}{_table(findings.rows)}{sheets}</html>\n"
     )
+
+
+def _alone(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say so if there was no second judge."""
+    judged = any(row["auditor_score"] is not None for row in rows)
+    return "" if judged else "<p>The auditor's weights were not there: the verifier judged alone.</p>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
