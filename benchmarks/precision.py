@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twinshot_distill.evaluate import draw, evaluate, trials
+from twinshot_distill.evaluate import draw, evaluate
+from twinshot_distill.evaluation.trials import trials
 from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import TASKS
 from twinshot_engine.benchmark.rows import facts

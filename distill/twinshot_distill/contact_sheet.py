@@ -14,7 +14,8 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from twinshot_distill.evaluate import draw, trials
+from twinshot_distill.evaluate import draw
+from twinshot_distill.evaluation.trials import trials
 from twinshot_distill.world.captions import plain_caption
 from twinshot_distill.world.scenes import TASKS
 from twinshot_engine.config import EngineConfig

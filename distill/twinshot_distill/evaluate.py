@@ -12,12 +12,11 @@ by our own detector, not a GenEval score.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import product
 from pathlib import Path
-from random import Random
 from statistics import mean, median
 from typing import Annotated, Any, cast
 
@@ -30,25 +29,14 @@ from rich.progress import track
 from rich.table import Table
 
 from twinshot_distill.auditor.judge import Auditor
+from twinshot_distill.evaluation.trials import Trial, languages_of, trials
 from twinshot_distill.verifier.scoring import STRICT, Verifier
-from twinshot_distill.world.captions import english_caption
-from twinshot_distill.world.chinese import chinese_caption
-from twinshot_distill.world.scenes import TASKS, Scene, Split, sample_scene
+from twinshot_distill.world.scenes import TASKS, Split
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.types import GenerateRequest
 
 _console = Console(stderr=True)
-_MOST_MISSES = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One picture to be asked for and judged."""
-
-    scene: Scene
-    prompt: str
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,59 +51,6 @@ class Verdicts:
     shuffled: list[bool]
     fidelity: list[float]
     audited: list[bool] | None = None
-
-
-LANGUAGES: dict[str, Callable[[Random, Scene], str]] = {"en": english_caption, "zh": chinese_caption}
-"""Language codes of prompts -> how a scene is asked for."""
-
-
-def trials(
-    task: Any,
-    split: Split,
-    count: int,
-    vocabulary: Mapping[str, Any] | None = None,
-    language: str = "en",
-) -> list[Trial]:
-    """Prompts and seeds for a checkpoint, the same every time, and the same scenes in every language.
-
-    Args:
-        task: one of the six.
-        split: combinations that were trained, or not.
-        count: of prompts.
-        vocabulary: the checkpoint's, if it does not know the whole world.
-        language: of the prompts, `en` or `zh`.
-
-    Raises:
-        ValueError: the vocabulary has nothing that a scene could be made of.
-    """
-    rng = Random(f"evaluate-{task}-{split}")
-    scenes = list(islice(_scenes(rng, task, split, vocabulary), count))
-    if len(scenes) < count:
-        raise ValueError(f"no {split} scenes of the task {task!r} can be made of the checkpoint's vocabulary")
-    asked = Random(f"evaluate-{task}-{split}-prompts")
-    return [Trial(scene, LANGUAGES[language](asked, scene), rng.getrandbits(32)) for scene in scenes]
-
-
-def _scenes(rng: Random, task: Any, split: Split, vocabulary: Mapping[str, Any] | None) -> Iterator[Scene]:
-    """Scenes of what a vocabulary names; ends when that is hopeless."""
-    misses = 0
-    while misses < _MOST_MISSES:
-        scene = sample_scene(rng, task, split)
-        if vocabulary is None or is_known(scene, vocabulary):
-            misses = 0
-            yield scene
-        misses += 1
-
-
-def is_known(scene: Scene, vocabulary: Mapping[str, Any]) -> bool:
-    """Whether a vocabulary names the objects, colours and the background of a scene."""
-    objects, colors, scenes = (vocabulary.get(kind, ()) for kind in ("objects", "colors", "scenes"))
-    painted = {item.color for item in scene.items} - {None}
-    return (
-        {item.noun for item in scene.items} <= set(objects)
-        and painted <= set(colors)
-        and (scene.background is None or scene.background in {*colors, *scenes})
-    )
 
 
 def draw(engine: Engine, asked: Sequence[Trial], steps: int) -> Iterator[NDArray[np.uint8]]:
@@ -139,6 +74,28 @@ def judge(
     )
 
 
+def second_opinion(verdicts: Verdicts) -> dict[str, float | None]:
+    """The auditor's score, and the share of pictures of which it says other than the verifier."""
+    if verdicts.audited is None:
+        return {"auditor_score": None, "disagreement": None}
+    differ = [one != other for one, other in zip(verdicts.passed, verdicts.audited, strict=True)]
+    return {"auditor_score": round(mean(verdicts.audited), 4), "disagreement": round(mean(differ), 4)}
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean, or None if one was not measured."""
+    measured = [value for value in values if value is not None]
+    return round(mean(measured), 4) if len(measured) == len(values) else None
+
+
+def load_auditor() -> Auditor | None:
+    """The second judge, or None where its weights are not installed: then the first one judges alone."""
+    try:
+        return Auditor.load()
+    except FileNotFoundError:
+        return None
+
+
 def _rows(task: str, verdicts: Verdicts, common: dict[str, Any]) -> dict[str, Any]:
     return common | {
         "task": task,
@@ -146,18 +103,27 @@ def _rows(task: str, verdicts: Verdicts, common: dict[str, Any]) -> dict[str, An
         "strict_score": round(mean(verdicts.strict), 4),
         "shuffled_score": round(mean(verdicts.shuffled), 4),
         "fidelity_median": round(median(verdicts.fidelity), 4),
+        **second_opinion(verdicts),
         "n": len(verdicts.passed),
     }
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("score", "strict_score", "shuffled_score", "fidelity_median")
-    averages = {key: round(mean(row[key] for row in rows), 4) for key in keys}
+    keys = ("score", "strict_score", "shuffled_score", "fidelity_median", "auditor_score", "disagreement")
+    averages = {key: mean_of([row[key] for row in rows]) for key in keys}
     return rows[0] | averages | {"task": "mean", "n": sum(row["n"] for row in rows)}
 
 
 def evaluate(
-    engine: Engine, verifier: Verifier, *, method: str, steps: int, split: Split, count: int
+    engine: Engine,
+    verifier: Verifier,
+    *,
+    method: str,
+    steps: int,
+    split: Split,
+    count: int,
+    language: str = "en",
+    auditor: Auditor | None = None,
 ) -> list[dict[str, Any]]:
     """One flat row a task and their mean, as kept in `benchmarks/results`."""
     common = {
@@ -165,6 +131,7 @@ def evaluate(
         "method": method,
         "steps": steps,
         "combinations": split,
+        "language": language,
         "precision": engine.info.precision,
         "text_precision": engine.info.text_precision,
         "device": engine.info.device,
@@ -172,27 +139,20 @@ def evaluate(
         "versions": {"torch": engine.info.torch_version},
     }
     rows = []
-    for task in track(TASKS, f"{steps} steps, {split}", console=_console):
-        asked = trials(task, split, count, engine.info.vocabulary or None)
+    for task in track(TASKS, f"{steps} steps, {split}, {language}", console=_console):
+        asked = trials(task, split, count, engine.info.vocabulary or None, language)
         pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps))))
-        rows.append(_rows(task, judge(verifier, pictures, asked), common))
+        rows.append(_rows(task, judge(verifier, pictures, asked, auditor), common))
     return [*rows, _mean_row(rows)]
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("steps", "combinations", "task", "score", "strict", "shuffled", "fidelity", "n")
+    keys = [*("steps", "combinations", "language", "task", "score", "strict_score", "shuffled_score")]
+    keys += ["fidelity_median", "auditor_score", "disagreement", "n"]
+    table = Table(*(key.removesuffix("_score").removesuffix("_median") for key in keys))
     for row in rows:
-        keys = (
-            "steps",
-            "combinations",
-            "task",
-            "score",
-            "strict_score",
-            "shuffled_score",
-            "fidelity_median",
-            "n",
-        )
-        table.add_row(*(str(row[key]) for key in keys), style="bold" if row["task"] == "mean" else "")
+        told = ("-" if row[key] is None else str(row[key]) for key in keys)
+        table.add_row(*told, style="bold" if row["task"] == "mean" else "")
     Console().print(table)
 
 
@@ -214,14 +174,23 @@ def main(
         EngineConfig(checkpoint, device, precision, text_fp8, max_batch=batch, steps=tuple(counts))
     )
     engine.warm()
-    verifier = Verifier.load().to(engine.info.device)
+    verifier, auditor = Verifier.load().to(engine.info.device), load_auditor()
+    if auditor is None:
+        _console.print("The auditor's weights are not here: there is no second opinion.")
     rows: list[dict[str, Any]] = []
     for split in combinations or ["unseen"]:
         if split not in ("seen", "unseen"):
             raise typer.BadParameter(f"{split!r} is not 'seen' or 'unseen'", param_hint="--combinations")
-        for number in counts:
+        for language, number in product(languages_of(engine.info.vocabulary), counts):
             rows += evaluate(
-                engine, verifier, method=method, steps=number, split=cast("Split", split), count=count
+                engine,
+                verifier,
+                method=method,
+                steps=number,
+                split=cast("Split", split),
+                count=count,
+                language=language,
+                auditor=auditor,
             )
             if out is not None:
                 out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -16,8 +16,8 @@ from PIL import Image
 
 from twinshot_distill.charts import line_chart
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.evaluate import Trial, judge, trials
-from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded, second_opinion
+from twinshot_distill.evaluate import judge, second_opinion
+from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
 from twinshot_distill.evaluation.html_report import score_curve, write_report
 from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
 from twinshot_distill.evaluation.statistics import (
@@ -27,6 +27,7 @@ from twinshot_distill.evaluation.statistics import (
     shares_below,
     wilson,
 )
+from twinshot_distill.evaluation.trials import Trial, trials
 from twinshot_distill.world.scenes import TASKS, Scene, is_unseen
 from twinshot_distill.world.vocabulary import OBJECTS
 from twinshot_engine.errors import InvalidRequestError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.evaluate import draw, evaluate, judge, trials
+from twinshot_distill.evaluate import draw, evaluate, judge
+from twinshot_distill.evaluation.trials import trials
 from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import TASKS, is_unseen
 from twinshot_distill.world.vocabulary import OBJECTS

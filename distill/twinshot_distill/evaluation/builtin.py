@@ -21,7 +21,7 @@ from torch import Tensor
 
 from twinshot_distill import verifier
 from twinshot_distill.auditor.judge import Auditor
-from twinshot_distill.evaluate import Trial, Verdicts, judge, trials
+from twinshot_distill.evaluate import judge, mean_of, second_opinion
 from twinshot_distill.evaluation.drawing import Report, draw_all
 from twinshot_distill.evaluation.statistics import (
     corrected,
@@ -30,6 +30,7 @@ from twinshot_distill.evaluation.statistics import (
     shares_below,
     wilson,
 )
+from twinshot_distill.evaluation.trials import Trial, trials
 from twinshot_distill.families.z_image import ZImageEncoders
 from twinshot_distill.verifier.freeze import read_card
 from twinshot_distill.verifier.scoring import STRICT, Verifier
@@ -175,14 +176,6 @@ def _row(judging: Judges, pictures: Tensor, asked: Sequence[Trial], facts: dict[
     }
 
 
-def second_opinion(verdicts: Verdicts) -> dict[str, float | None]:
-    """The auditor's score, and the share of pictures of which it says other than the verifier."""
-    if verdicts.audited is None:
-        return {"auditor_score": None, "disagreement": None}
-    differ = [one != other for one, other in zip(verdicts.passed, verdicts.audited, strict=True)]
-    return {"auditor_score": round(fmean(verdicts.audited), 4), "disagreement": round(fmean(differ), 4)}
-
-
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean over tasks; its interval is that of as many independent trials in all."""
     count = sum(row["n"] for row in rows)
@@ -196,15 +189,9 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "auditor_score",
         "disagreement",
     )
-    means = {key: _mean([row[key] for row in rows]) for key in keys}
+    means = {key: mean_of([row[key] for row in rows]) for key in keys}
     low, high = wilson(fmean(row["score"] for row in rows), count)
     return rows[0] | means | {"task": "mean", "n": count, "low": round(low, 4), "high": round(high, 4)}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, or None if one was not measured."""
-    measured = [value for value in values if value is not None]
-    return round(fmean(measured), 4) if len(measured) == len(values) else None
 
 
 def _looks(

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from twinshot_distill.auditor.judge import Auditor
 from twinshot_distill.errors import TrainingError
+from twinshot_distill.evaluate import load_auditor
 from twinshot_distill.evaluation.builtin import Judges, Plan, measure
 from twinshot_distill.evaluation.drawing import Report
 from twinshot_distill.evaluation.html_report import write_report
 from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
+from twinshot_distill.evaluation.trials import languages_of
 from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import Split
 from twinshot_distill.world.vocabulary import OBJECTS
@@ -43,24 +44,15 @@ def evaluate_builtin(
             f"{engine.info.name} does not say that it knows the built-in world's objects, and the built-in "
             "verifier knows no others: use 'twinshot evaluate geneval' or 'dpg'."
         )
-    judges = Judges(Verifier.load().to(engine.info.device), _auditor(report))
+    judges = Judges(Verifier.load().to(engine.info.device), load_auditor())
     combinations = cast("tuple[Split, ...]", tuple(splits))
-    languages = ("en", "zh") if "chinese" in engine.info.vocabulary else ("en",)
+    languages = languages_of(engine.info.vocabulary)
     plan = Plan(tuple(settings["steps"]), combinations, languages, count, seeds, pictures=pictures)
     try:
         findings = measure(engine, judges, plan, str(settings["checkpoint"]), report)
     except ValueError as error:
         raise TrainingError(f"{engine.info.name} cannot be measured: {error}.") from error
     return findings.rows, write_report(out, findings, _facts(engine))
-
-
-def _auditor(report: Report) -> Auditor | None:
-    """The second judge; without its weights the first one judges alone, and the rows say so."""
-    try:
-        return Auditor.load()
-    except FileNotFoundError:
-        report("the auditor's weights are not here: there is no second opinion", 0.0)
-        return None
 
 
 def draw_geneval(
