@@ -17,8 +17,8 @@ from twinshot_distill.auditor import freeze as freezing
 from twinshot_distill.auditor.data import IGNORED, NOTHING, Examples, PicturePool, crowds, label, scenes
 from twinshot_distill.auditor.freeze import calibrate, freeze
 from twinshot_distill.auditor.judge import CARD, WEIGHTS, Auditor, connected, regions
-from twinshot_distill.auditor.model import CELLS, OWN_COLOR, SIDE, CellLabeller, Labels
-from twinshot_distill.auditor.train import EMPTY_WEIGHT, loss_of, train
+from twinshot_distill.auditor.model import CELLS, EMPTY_WEIGHT, OWN_COLOR, SIDE, CellLabeller, Labels
+from twinshot_distill.auditor.train import loss_of, train
 from twinshot_distill.world.composer import Composer
 from twinshot_distill.world.scenes import Item, Scene
 from twinshot_distill.world.sprites import VARIANTS, variant_index
@@ -89,9 +89,19 @@ def test_regions_become_objects_with_place_colour_and_score() -> None:
     red = next(each for each in found if each.color == "red")
     assert (red.x, red.y) == (pytest.approx(2 / CELLS), pytest.approx(4 / CELLS))
     assert red.size == pytest.approx(4 / CELLS)
-    sure = math.exp(9) / (math.exp(9) + NOTHING)
+    # Nothing's logit is 0 there, and its odds are put right.
+    sure = math.exp(9) / (math.exp(9) + NOTHING - 1 + 1 / EMPTY_WEIGHT)
     assert red.score == pytest.approx(sure, abs=1e-4)
     assert regions(told, NAMES, sure + 0.001) == [[]]
+
+
+def test_cells_that_may_as_well_be_empty_are_empty() -> None:
+    told = labels(("car", slice(2, 6), slice(0, 4), RED))
+    even = told.kind.clone()
+    even[:, NOTHING, 2:6, 0:4] = 9.0 + math.log(EMPTY_WEIGHT) + 0.1  # as an undertrained class would have it
+    assert regions(Labels(even, told.color), NAMES, 0.2) == [[]]
+    even[:, NOTHING, 2:6, 0:4] -= 0.2
+    assert [each.noun for each in regions(Labels(even, told.color), NAMES, 0.2)[0]] == ["car"]
 
 
 class Seeing(nn.Module):

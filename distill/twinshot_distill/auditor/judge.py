@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from twinshot_distill.auditor.model import CELLS, CellLabeller, Labels
+from twinshot_distill.auditor.model import CELLS, EMPTY_WEIGHT, CellLabeller, Labels
 from twinshot_distill.verifier.detections import Detection
 from twinshot_distill.verifier.model import NATURAL
 from twinshot_distill.verifier.rules import holds, validate
@@ -85,9 +86,12 @@ class Auditor:
 def regions(labels: Labels, classes: Sequence[str], threshold: float) -> list[list[Detection]]:
     """Join neighbouring cells of one kind to objects.
 
-    A region counts if it has at least two cells and their mean probability reaches ``threshold``.
+    A region counts if it has at least two cells and their mean probability reaches ``threshold``. Empty cells
+    counted little in training, so the network takes them for too rare; their odds are put right here.
     """
-    sure, kinds = labels.kind.softmax(1).max(1)
+    odds = labels.kind.clone()
+    odds[:, len(classes)] -= math.log(EMPTY_WEIGHT)
+    sure, kinds = odds.softmax(1).max(1)
     pictures: list[list[Detection]] = []
     for probability, kind, color in zip(sure, kinds, labels.color, strict=True):
         found = []

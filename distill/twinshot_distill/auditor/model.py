@@ -16,6 +16,9 @@ CELLS = 16
 OWN_COLOR = len(COLORS)
 """The label of a thing in its own colours; those before it are the ten names in order."""
 
+EMPTY_WEIGHT = 0.05
+"""Of cells that hold nothing, in training: most do, and at full weight they would drown the rest."""
+
 _WIDTHS = (32, 64, 144)
 _DILATIONS = (1, 2, 2, 1)
 """Of the blocks on the cells' grid: an object is up to eleven cells wide."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from twinshot_distill.auditor.data import IGNORED, NOTHING, Examples, PicturePool
 from twinshot_distill.auditor.freeze import calibrate, freeze
-from twinshot_distill.auditor.model import OWN_COLOR, CellLabeller, Labels
+from twinshot_distill.auditor.model import EMPTY_WEIGHT, OWN_COLOR, CellLabeller, Labels
 from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.verifier.bank import SpriteBank, find_twins
 from twinshot_distill.world.composer import Composer
@@ -26,8 +26,6 @@ from twinshot_distill.world.vocabulary import COLORS, INDEX, OBJECTS
 SEED = 424_242
 RATE = 2e-3
 EMA = 0.999
-EMPTY_WEIGHT = 0.05
-"""Most cells hold nothing; at full weight they would drown the rest."""
 
 _POOL, _PORTION = 4_096, 8
 console = Console()
@@ -102,20 +100,26 @@ def main(
     batch: Annotated[int, typer.Option(help="pictures a step")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda for minutes instead of hours")] = "cpu",
+    remeasure: Annotated[bool, typer.Option(help="measure the frozen auditor again, train nothing")] = False,
 ) -> None:
-    """Train, freeze, calibrate and measure."""
+    """Train, freeze, calibrate and measure; or calibrate and measure a frozen auditor again."""
     torch.set_num_threads(threads)
+    if not remeasure:
+        _train_and_freeze(out, steps, batch, torch.device(device))
+    with console.status("calibrating and measuring"):
+        calibrate(out)
+    console.print(f"frozen in {out}")
+
+
+def _train_and_freeze(out: Path, steps: int, batch: int, device: torch.device) -> None:
     with console.status("drawing"):
         twins = find_twins(SpriteBank())
         composer = Composer(device, scene_variations=40, plain_variations=10)
         pool = PicturePool(composer, _POOL, _PORTION, SEED)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        model = train(pool, twins, steps, batch, progress, torch.device(device))
+        model = train(pool, twins, steps, batch, progress, device)
     freeze(model, twins, {"steps": steps, "batch": batch, "seed": SEED}, out)
-    with console.status("calibrating and measuring"):
-        calibrate(out)
-    console.print(f"frozen in {out}")
 
 
 if __name__ == "__main__":
