@@ -134,6 +134,12 @@ class Loop:
         seconds = self.seconds if length.seconds is None else self.keeper.processes.agree(self.seconds)
         return length.progress(self.step, seconds)
 
+    @property
+    def seconds_a_step(self) -> float:
+        """Of the steps that count against a length in seconds; not a number before the first of them."""
+        timed = self.step - (_UNTIMED_STEPS if self.settings.length.seconds is not None else 0)
+        return self.seconds / timed if timed > 0 else float("nan")
+
     def _step(self) -> None:
         seed_step(self.settings.seed, self.step, self.keeper.processes.rank)
         progress, parts = self.progress, self.settings.accumulate

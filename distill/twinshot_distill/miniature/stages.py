@@ -41,8 +41,10 @@ def train_stage(
     run: Run,
     out: Path,
     sampler: Sampler | None = None,
-) -> None:
+) -> Loop:
     """Train one stage to its end, from its newest state if it was interrupted.
+
+    Returns the loop, which tells how many steps that took, and how long.
 
     Raises:
         TrainingError: it diverged, or its state has other settings.
@@ -57,6 +59,7 @@ def train_stage(
         Journal(out, name, settings.batch, sampler=sampler, sample_every=run.sample_seconds),
     )
     loop.run()
+    return loop
 
 
 def forget_states(name: str, out: Path) -> None:
