@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from twinshot_distill.charts import line_chart
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluation.comparison import FLOW_GUIDANCE, Row, Scoring, score, sheet_trials
+from twinshot_distill.evaluation.statistics import wilson
 from twinshot_distill.miniature.methods import COST
 from twinshot_distill.world.captions import plain_caption
 
@@ -92,10 +93,10 @@ def picture_sheet(strips: Mapping[str, Image.Image], captions: Sequence[str]) ->
 
 
 _COST_HEAD = (
-    *("method", "steps", "ms a step", "images/s", "passes a row", "trained, M", "held, M", "peak, MiB"),
-    "networks",
+    *("method", "seconds", "steps", "ms a step", "images/s", "passes a row", "trained, M", "held, M"),
+    *("peak, MiB", "networks"),
 )
-_SCORE_HEAD = ("method", "steps", "passes", "score", "strict", "fidelity", "n")
+_SCORE_HEAD = ("method", "steps", "passes", "score", "95 %", "strict", "fidelity", "n")
 
 
 def _means(rows: Sequence[Row], split: str) -> list[Row]:
@@ -106,12 +107,14 @@ def _cost_cells(row: Row) -> list[str]:
     peak = "not measured" if row["peak_mib"] is None else str(row["peak_mib"])
     sizes = [f"{row[name] / 1e6:.1f}" for name in ("trained_parameters", "held_parameters")]
     speed = [f"{row['ms_a_step']:.1f}", f"{row['images_per_s']:.0f}", f"{row['passes_a_row']:.2f}"]
-    return [row["method"], str(row["training_steps"]), *speed, *sizes, peak, row["networks"]]
+    length = [f"{row['seconds']:.0f}", str(row["training_steps"])]
+    return [row["method"], *length, *speed, *sizes, peak, row["networks"]]
 
 
 def _score_cells(row: Row) -> list[str]:
-    shares = [f"{row[name]:.3f}" for name in ("score", "strict_score", "fidelity_median")]
-    return [row["method"], str(row["steps"]), str(row["passes"]), *shares, str(row["n"])]
+    score, *others = (f"{row[name]:.3f}" for name in ("score", "strict_score", "fidelity_median"))
+    interval = "-".join(f"{end:.3f}" for end in wilson(row["score"], row["n"]))
+    return [row["method"], str(row["steps"]), str(row["passes"]), score, interval, *others, str(row["n"])]
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -120,10 +123,10 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _circumstances(costs: Sequence[Row]) -> list[str]:
-    """How all of it was trained, a line for each way that differs."""
+    """How all of it was trained, a line for each way of it."""
     told = (
-        f"Trained for {row['seconds']:.0f} s on {row['batch']} rows a step, seed {row['seed']}, "
-        f"GPU {row['gpu']}, torch {row['versions']['torch']}, {row['date']}."
+        f"{row['batch']} rows a step, seed {row['seed']}, GPU {row['gpu']}, "
+        f"torch {row['versions']['torch']}, {row['date']}."
         for row in costs
     )
     return list(dict.fromkeys(told))
