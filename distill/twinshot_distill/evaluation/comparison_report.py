@@ -32,7 +32,7 @@ def write_comparison(folder: Path, methods: Sequence[str], plan: Scoring) -> lis
 
     Args:
         folder: holds a folder a method, each with its `checkpoint` and what training it took.
-        methods: those that are trained.
+        methods: names of those folders.
         plan: what is scored.
 
     Returns the rows.

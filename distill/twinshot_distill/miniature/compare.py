@@ -4,7 +4,7 @@
     python -m twinshot_distill.miniature.compare out/try --rehearsal  # of a rehearsal of miniature.train
 
 The folder is a run of `miniature.train` that has finished its flow stage. Results are in its `compare`:
-a folder a method with its checkpoint and what training it took, and of all methods that are done
+a folder a method with its checkpoint, what training it took and its scores, and of the methods asked for
 `comparison.json`, `comparison.md`, the curves and a sheet of pictures. What is done is not done again; a
 method that was interrupted goes on from its last state.
 """
@@ -26,7 +26,7 @@ from twinshot_distill.miniature.configuration import Run, changed, read_run, reh
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.methods import COST, METHODS, Comparison, find_methods
 from twinshot_distill.miniature.stages import forget_states, train_stage
-from twinshot_distill.miniature.start import read_start
+from twinshot_distill.miniature.start import check_tokens, read_start
 from twinshot_distill.miniature.train import Trainer, frozen
 from twinshot_distill.report import say
 from twinshot_distill.world.scenes import Split
@@ -41,9 +41,10 @@ class Contest:
 
     def __init__(self, start: Path, out: Path, settings: Comparison, device: torch.device) -> None:
         self._out, self._settings, self._device = out, settings, device
+        autoencoder, flow = read_start(start)
         self._trainer = Trainer(out, settings.run, device)
-        autoencoder, self._flow = read_start(start, out / "tokenizer")
-        self._autoencoder, self._flow = frozen(autoencoder, device), self._flow.to(device)
+        check_tokens(start, out / "tokenizer")
+        self._autoencoder, self._flow = frozen(autoencoder, device), flow.to(device)
         self._pool = self._trainer.pool(self._autoencoder)
         self._first = self._pool.position
 
@@ -154,7 +155,7 @@ def main(
     if torch.cuda.is_available()
     else "cpu",
 ) -> None:
-    """Train the methods that FOLDER/compare lacks, score them, and write what came out."""
+    """Train and score those methods that FOLDER/compare lacks, and write how they compare."""
     try:
         names = find_methods(methods)
         run = rehearsal() if rehearsal_only else read_run(config) if config else Run()
@@ -172,7 +173,7 @@ def main(
             from twinshot_distill.evaluation.comparison_report import write_comparison
 
             plan = Scoring(counts, splits, 1 if rehearsal_only else count, batch, device, precision)
-            write_comparison(out, [name for name in METHODS if (out / name / COST).is_file()], plan)
+            write_comparison(out, names, plan)
     except TrainingError as error:
         say(f"Error: {error}")
         raise typer.Exit(2) from None

@@ -17,15 +17,14 @@ from twinshot_engine.vae.kl import AutoencoderKL
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def read_start(folder: Path, tokenizer: Path) -> tuple[AutoencoderKL, Denoiser]:
+def read_start(folder: Path) -> tuple[AutoencoderKL, Denoiser]:
     """Read both models, on the CPU, in fp32.
 
     Args:
         folder: a run of `miniature.train` that has finished its flow stage, or a folder that it exported.
-        tokenizer: the folder of the tokenizer that training will use.
 
     Raises:
-        TrainingError: there is neither, its weights do not fit, or it reads prompts in other tokens.
+        TrainingError: it is neither, or its weights do not fit.
     """
     autoencoder, denoiser = new_autoencoder(), Denoiser()
     if (folder / "model_index.json").is_file():
@@ -36,7 +35,6 @@ def read_start(folder: Path, tokenizer: Path) -> tuple[AutoencoderKL, Denoiser]:
     else:
         _load(autoencoder, folder / "autoencoder.safetensors")
         _load(denoiser, folder / "flow.safetensors")
-    _check_tokens(folder / "tokenizer" / "tokenizer.json", tokenizer / "tokenizer.json")
     return autoencoder, denoiser
 
 
@@ -59,6 +57,12 @@ def _needed(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {name: tensor for name, tensor in state.items() if name in names}
 
 
-def _check_tokens(own: Path, other: Path) -> None:
+def check_tokens(folder: Path, tokenizer: Path) -> None:
+    """Compare the tokenizer in the start's folder, if it has one, with that in another folder.
+
+    Raises:
+        TrainingError: they differ.
+    """
+    own, other = (each / "tokenizer.json" for each in (folder / "tokenizer", tokenizer))
     if own.is_file() and own.read_bytes() != other.read_bytes():
         raise TrainingError(f"'{own}' is not the tokenizer of this world: the model was trained on another.")
