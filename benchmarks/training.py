@@ -80,7 +80,7 @@ class _NoData:
 
     position = 0
 
-    def refresh(self) -> None:
+    def renew(self, step: int) -> None:
         """Nothing to renew."""
 
     def refill(self, position: int) -> None:

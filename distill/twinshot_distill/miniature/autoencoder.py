@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from twinshot_distill.miniature.configuration import VAE, AutoencoderSettings, R
 from twinshot_distill.miniature.dataset import Corpus
 from twinshot_distill.miniature.stages import train_stage
 from twinshot_distill.report import say
-from twinshot_distill.world.composer import Composer
+from twinshot_distill.world.composer import SIDE, Composer
 from twinshot_engine.vae.kl import AutoencoderKL
 from twinshot_engine.vae.kl_config import KLConfig
 
@@ -63,13 +64,24 @@ class AutoencoderTrainee:
         self._average = RunningAverage.of(self.averaged, self.model, settings.ema)
         self._encode = torch.compile(self.model.encode) if compiled else self.model.encode
         self._decode = torch.compile(self.model.decode) if compiled else self.model.decode
+        pictures = torch.empty(settings.batch, 3, SIDE, SIDE, device=composer.device)
+        self._pictures = pictures.contiguous(memory_format=torch.channels_last)
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """Reconstruct the next scenes of the corpus."""
-        batch, settings = self._settings.batch, self._settings
-        rows = torch.arange(step * batch, (step + 1) * batch).numpy() % len(self._corpus)
-        pictures = self._composer.render(self._corpus.scenes[rows])
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return self.terms(self.prepare(step))
+
+    def prepare(self, step: int) -> int:
+        """Draw the next scenes; all steps are of one kind."""
+        batch = self._settings.batch
+        rows = np.arange(step * batch, (step + 1) * batch) % len(self._corpus)
+        self._pictures.copy_(self._composer.render(self._corpus.scenes[rows]))
+        return 0
+
+    def terms(self, kind: int) -> Mapping[str, Tensor]:
+        """The loss on the scenes last drawn."""
+        del kind
+        pictures, settings = self._pictures, self._settings
         with torch.autocast(pictures.device.type, torch.bfloat16):
             mean, logvar = self._encode(pictures)
             mean, logvar = mean.float(), logvar.float()
