@@ -44,7 +44,8 @@ class FixedPool:
 
     position = 0
 
-    def refresh(self) -> None:
+    def renew(self, step: int) -> None:
+        del step
         self.position += 1
 
     def refill(self, position: int) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.dmd import DmdNetworks, DmdObjective, fake_terms, generator_terms
-from twinshot_distill.miniature.dataset import LatentSource
+from twinshot_distill.miniature.dataset import LONG, SHORT, LatentSource
 from twinshot_distill.miniature.denoiser import (
     Condition,
     Denoiser,
@@ -91,16 +91,18 @@ def _logit(channels: int, side: int) -> nn.Sequential:
 
 
 class DmdTrainee:
-    """The models of DMD2 and one training step; see :class:`~twinshot_distill.loop.Trainee`."""
+    """The models of DMD2 and one training step; see :class:`~twinshot_distill.stepping.CapturableTrainee`."""
 
     def __init__(
         self, flow: Denoiser, pool: LatentSource, tokenizer: PreTrainedTokenizerFast, settings: DmdSettings
     ) -> None:
-        self._pool, self._tokenizer, self._settings = pool, tokenizer, settings
+        self._pool, self._settings = pool, settings
+        device = next(flow.parameters()).device
+        self._empty = {width: empty_captions(tokenizer, 1, width, device) for width in (SHORT, LONG)}
         self.generator = deepcopy(flow.transformer).requires_grad_(requires_grad=True)
         self.fake = deepcopy(self.generator)
         self.real = frozen_copy(self.generator)
-        self.critic = Critic(self.fake, settings.objective.critic_depth).to(next(flow.parameters()).device)
+        self.critic = Critic(self.fake, settings.objective.critic_depth).to(device)
         self.averaged = frozen_copy(flow)
         self._average = RunningAverage.of(self.averaged.transformer, self.generator, settings.ema)
         self._moves_generator = False
@@ -125,18 +127,24 @@ class DmdTrainee:
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """The generator's losses, or those of fake network and critic, on a batch of the pool."""
-        settings = self._settings
-        self._moves_generator = settings.objective.trains_generator(step)
-        self._pool.refresh()
-        width = bucket(settings.long_share)
-        x, captions = self._pool.sample(settings.batch, width)
+        return self.terms(self.prepare(step))
+
+    def prepare(self, step: int) -> int:
+        """Renew the pool; a step's kind is its text bucket, negative where it is the generator's."""
+        self._pool.renew(step)
+        width = bucket(self._settings.long_share)
+        return -width if self._settings.objective.trains_generator(step) else width
+
+    def terms(self, kind: int) -> Mapping[str, Tensor]:
+        """The loss of a kind of step."""
+        objective, width = self._settings.objective, abs(kind)
+        self._moves_generator = kind < 0
+        x, captions = self._pool.sample(self._settings.batch, width)
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
-            given = self.averaged.embed(captions)
-        if not self._moves_generator:
-            return fake_terms(self.networks, settings.objective, x, given)
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
-            nothing = self.averaged.embed(empty_captions(self._tokenizer, 1, width, x.device))
-        return generator_terms(self.networks, settings.objective, x, given, nothing.repeated(len(x)))
+            given, nothing = self.averaged.embed(captions), self.averaged.embed(self._empty[width])
+        if self._moves_generator:
+            return generator_terms(self.networks, objective, x, given, nothing.repeated(len(x)))
+        return fake_terms(self.networks, objective, x, given)
 
     def after_step(self) -> None:
         """Average the generator's weights, if it was its step."""

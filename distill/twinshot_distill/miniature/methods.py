@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.loop import Trainee
 from twinshot_distill.miniature.configuration import FlowSettings, Run, TwinFlowSettings, World
 from twinshot_distill.miniature.dataset import LatentSource
 from twinshot_distill.miniature.denoiser import Denoiser, compile_blocks
@@ -19,6 +18,7 @@ from twinshot_distill.miniature.flow_matching import FlowTrainee
 from twinshot_distill.miniature.stages import StageSettings
 from twinshot_distill.miniature.twinflow import TwinFlowTrainee
 from twinshot_distill.objective import GroupWeights
+from twinshot_distill.stepping import CapturableTrainee
 
 COST = "training.json"
 """The file in a trained method's folder that says what training took: one flat row."""
@@ -39,6 +39,7 @@ class Comparison:
     dmd2: DmdSettings
     twinflow: TwinFlowSettings
     compiled: bool = True
+    captured: bool = True
     seed: int = 0
     save_seconds: float = 60.0
 
@@ -64,6 +65,7 @@ class Comparison:
             DmdSettings(seconds, twinflow.batch, twinflow.ema, 0.0, optimizer=twinflow.optimizer),
             twinflow,
             run.compiled,
+            run.captured,
             run.seed,
             run.save_seconds,
         )
@@ -71,7 +73,13 @@ class Comparison:
     @property
     def run(self) -> Run:
         """What the loop and the data need to know, for all methods alike."""
-        return Run(self.world, compiled=self.compiled, seed=self.seed, save_seconds=self.save_seconds)
+        return Run(
+            self.world,
+            compiled=self.compiled,
+            captured=self.captured,
+            seed=self.seed,
+            save_seconds=self.save_seconds,
+        )
 
 
 class Method(NamedTuple):
@@ -87,7 +95,7 @@ class Method(NamedTuple):
         compile: compiles the networks' blocks.
     """
 
-    trainee: Trainee
+    trainee: CapturableTrainee
     settings: StageSettings
     trained: Mapping[str, nn.Parameter]
     networks: Mapping[str, nn.Module]
