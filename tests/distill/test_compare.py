@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,15 @@ from twinshot_distill.miniature.methods import METHODS, Comparison, find_methods
 from twinshot_distill.miniature.start import check_tokens, read_start
 from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.optimizer import Optimizer, OptimizerSettings
+from twinshot_distill.stepping import CapturedSteps, EagerSteps, Steps
 from twinshot_engine.schedule import schedule_for
 
 
 class FixedPool:
     """Noise with one caption for all."""
 
-    position = 0
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.position = device, 0
 
     def renew(self, step: int) -> None:
         del step
@@ -52,8 +56,9 @@ class FixedPool:
         self.position = position
 
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:
-        tokens = torch.full((count, width), 5, dtype=torch.int32)
-        return torch.randn(count, 8, 32, 32), Captions(tokens, torch.full((count,), 20))
+        tokens = torch.full((count, width), 5, dtype=torch.int32, device=self.device)
+        latents = torch.randn(count, 8, 32, 32, device=self.device)
+        return latents, Captions(tokens, torch.full((count,), 20, device=self.device))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +152,30 @@ def test_dmd2_resumes_to_the_bit_and_averages_its_generator(
         torch.equal(a, b)
         for a, b in zip(straight.real.parameters(), flow.transformer.parameters(), strict=True)
     )
+
+
+@pytest.mark.gpu
+def test_dmd2s_recorded_steps_train_as_eager_ones_do(
+    flow: Denoiser, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = DmdSettings(batch=8, long_share=0.0, objective=DmdObjective(fake_updates=1))
+
+    def told(steps_of: Callable[[DmdTrainee, Optimizer], Steps]) -> list[float]:
+        torch.manual_seed(0)
+        trainee = DmdTrainee(deepcopy(flow).cuda(), FixedPool("cuda"), tokenizer, settings)
+        capturable = steps_of is CapturedSteps
+        optimizer = Optimizer(
+            trainee.parameters(), OptimizerSettings(learning_rate=1e-5), capturable=capturable
+        )
+        steps, values = steps_of(trainee, optimizer), []
+        for step in range(14):
+            torch.manual_seed(step)
+            terms, norm = steps.gradients(step)
+            values += [float(term) for term in terms.values()] + [float(norm)]
+            steps.move(1e-5)
+        return values
+
+    assert told(CapturedSteps) == pytest.approx(told(EagerSteps), rel=0.05)
 
 
 @pytest.mark.parametrize("name", METHODS)
