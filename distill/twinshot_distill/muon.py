@@ -73,8 +73,9 @@ class StackedMuon(torch.optim.Optimizer):
         ahead = torch.stack(gradients).lerp(torch.stack(averages), group["momentum"])
         scale = _SHARE_OF_ADAMW * max(matrices[0].shape) ** 0.5
         updates = orthogonalised(ahead).to(ahead.dtype) * (-group["lr"] * scale)
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(updates.unbind()))
+        weights: list[Tensor] = [*matrices]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(updates.unbind()))
 
     def _average(self, matrix: nn.Parameter) -> Tensor:
         memory = self.state[matrix]

@@ -131,7 +131,7 @@ class CapturedSteps:
 
     def __init__(self, trainee: CapturableTrainee, optimizer: Optimizer) -> None:
         self._trainee, self._optimizer = trainee, optimizer
-        self._stream: Any = torch.cuda.Stream()
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._kinds: dict[int, _Recorded] = {}
         self._now = _Recorded()

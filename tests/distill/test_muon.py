@@ -38,7 +38,7 @@ def test_steps_are_those_of_torch() -> None:
             a.grad = torch.randn(a.shape, generator=rng)
             b.grad = a.grad.clone()
         stacked.step()
-        single.step()
+        single.step()  # type: ignore[no-untyped-call]
     for a, b, start in zip(ours, theirs, matrices(0), strict=True):
         moved = (b - start).norm()
         assert moved > 0.1

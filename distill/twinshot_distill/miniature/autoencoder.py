@@ -19,6 +19,7 @@ from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.miniature.configuration import VAE, AutoencoderSettings, Run
 from twinshot_distill.miniature.dataset import Corpus
 from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.start import start_autoencoder
 from twinshot_distill.report import say
 from twinshot_distill.world.composer import SIDE, Composer
 from twinshot_engine.vae.kl import AutoencoderKL
@@ -56,10 +57,16 @@ class AutoencoderTrainee:
     """The model of stage 1 and one training step."""
 
     def __init__(
-        self, corpus: Corpus, composer: Composer, settings: AutoencoderSettings, *, compiled: bool
+        self,
+        model: AutoencoderKL,
+        corpus: Corpus,
+        composer: Composer,
+        settings: AutoencoderSettings,
+        *,
+        compiled: bool,
     ) -> None:
         self._corpus, self._composer, self._settings = corpus, composer, settings
-        self.model = channels_last(new_autoencoder().to(composer.device))
+        self.model = channels_last(model.to(composer.device))
         self.averaged = frozen_copy(self.model)
         self._average = RunningAverage.of(self.averaged, self.model, settings.ema)
         self._encode = torch.compile(self.model.encode) if compiled else self.model.encode
@@ -111,11 +118,14 @@ class AutoencoderTrainee:
 
 
 def train_autoencoder(corpus: Corpus, composer: Composer, run: Run, out: Path) -> AutoencoderKL:
-    """Train from scratch, or from an interrupted run's state in `out`.
+    """Train from fresh or given weights, or from an interrupted run's state in `out`.
 
     Returns the averaged weights with unit-variance latents.
     """
-    trainee = AutoencoderTrainee(corpus, composer, run.autoencoder, compiled=run.compiled)
+    model = new_autoencoder()
+    if run.start:
+        start_autoencoder(model, Path(run.start))
+    trainee = AutoencoderTrainee(model, corpus, composer, run.autoencoder, compiled=run.compiled)
     train_stage("autoencoder", trainee, dict(trainee.model.named_parameters()), run.autoencoder, run, out)
     _standardise(trainee.averaged, corpus, composer)
     return trainee.averaged

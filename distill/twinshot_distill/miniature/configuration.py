@@ -164,7 +164,8 @@ class Run:
 
     `compiled` turns torch.compile off for a try on a CPU, `captured` the recording of steps as CUDA graphs;
     every `save_seconds` a stage leaves a state to resume from; every `sample_seconds` it draws samples (0: at
-    its end alone, as that takes GPU time).
+    its end alone, as that takes GPU time). `start` is the folder of an exported checkpoint whose weights the
+    first two stages begin with; fresh ones if it is empty.
     """
 
     world: World = field(default_factory=World)
@@ -173,6 +174,7 @@ class Run:
     twinflow: TwinFlowSettings = field(default_factory=TwinFlowSettings)
     compiled: bool = True
     captured: bool = True
+    start: str = ""
     seed: int = 0
     previews: int = 48
     save_seconds: float = 60.0

@@ -16,6 +16,7 @@ from twinshot_distill.miniature.configuration import FlowSettings, Run
 from twinshot_distill.miniature.dataset import LONG, SHORT, Captions, LatentSource
 from twinshot_distill.miniature.denoiser import Denoiser, bucket, compile_blocks, empty_captions, velocity
 from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.start import start_denoiser
 
 SamplerOf = Callable[[Denoiser], Sampler]
 """Makes a sampler of a model."""
@@ -100,8 +101,11 @@ def train_flow(
     device: torch.device,
     sampler_of: SamplerOf | None = None,
 ) -> Denoiser:
-    """Train from scratch, or from an interrupted run's state in `out`; returns the averaged weights."""
-    model = Denoiser().to(device)
+    """Train from fresh or given weights, or from an interrupted run's state in `out`; returns the average."""
+    model = Denoiser()
+    if run.start:
+        start_denoiser(model, tokenizer, Path(run.start))
+    model = model.to(device)
     trainee = FlowTrainee(model, pool, tokenizer, run.flow)
     if run.compiled:
         compile_blocks(model.transformer)

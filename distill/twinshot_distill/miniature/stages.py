@@ -75,4 +75,10 @@ def _settings(settings: Any, run: Run) -> dict[str, Any]:
     """What must not change when a stage is resumed; its length may."""
     stage, world = asdict(settings), asdict(run.world)
     del world["workers"]
-    return {"length": stage.pop("seconds"), "stage": stage, "world": world, "seed": run.seed}
+    return {
+        "length": stage.pop("seconds"),
+        "stage": stage,
+        "world": world,
+        "seed": run.seed,
+        "start": run.start,
+    }
