@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -22,11 +23,13 @@ import torch
 import typer
 
 from twinshot_distill.errors import TrainingError
+from twinshot_distill.miniature.autoencoder import new_autoencoder
 from twinshot_distill.miniature.configuration import Run, changed, read_run, rehearsal
+from twinshot_distill.miniature.denoiser import Denoiser
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.methods import COST, METHODS, Comparison, find_methods
 from twinshot_distill.miniature.stages import forget_states, train_stage
-from twinshot_distill.miniature.start import check_tokens, read_start
+from twinshot_distill.miniature.start import start_from
 from twinshot_distill.miniature.train import Trainer, frozen
 from twinshot_distill.report import say
 from twinshot_distill.world.scenes import Split
@@ -41,9 +44,10 @@ class Contest:
 
     def __init__(self, start: Path, out: Path, settings: Comparison, device: torch.device) -> None:
         self._out, self._settings, self._device = out, settings, device
-        autoencoder, flow = read_start(start)
-        self._trainer = Trainer(out, settings.run, device)
-        check_tokens(start, out / "tokenizer")
+        self._run = replace(settings.run, start=str(start))
+        self._trainer = Trainer(out, self._run, device)
+        autoencoder, flow = new_autoencoder(), Denoiser()
+        start_from(start, autoencoder, flow, self._trainer.tokenizer)
         self._autoencoder, self._flow = frozen(autoencoder, device), flow.to(device)
         self._pool = self._trainer.pool(self._autoencoder)
         self._first = self._pool.position
@@ -63,7 +67,7 @@ class Contest:
         if settings.compiled:
             method.compile()
         self._trainer.say(f"{name}: {method.settings.seconds:.0f} s")
-        loop = train_stage(name, method.trainee, method.trained, method.settings, self._settings.run, folder)
+        loop = train_stage(name, method.trainee, method.trained, method.settings, self._run, folder)
         export(folder / "checkpoint", self._autoencoder, method.result)
         row = _facts(name, self._settings, self._device) | method.sizes()
         row |= _speed(loop.step, loop.seconds, loop.seconds_a_step, method.settings.batch)
@@ -75,7 +79,15 @@ class Contest:
 def train_methods(
     start: Path, out: Path, names: Sequence[str], settings: Comparison, device: torch.device
 ) -> None:
-    """Train what is not trained yet; see :class:`Contest`."""
+    """Train what is not trained yet; see :class:`Contest`.
+
+    Raises:
+        TrainingError: there is no start, or a method cannot be trained.
+    """
+    if not start.is_dir():
+        raise TrainingError(
+            f"'{start}' is no folder: give a run of miniature.train, or with --start an export."
+        )
     left = [name for name in names if not (out / name / COST).is_file()]
     if not left:
         return
