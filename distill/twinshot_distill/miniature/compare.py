@@ -72,7 +72,7 @@ class Contest:
         row = _facts(name, self._settings, self._device) | method.sizes()
         row |= _speed(loop.step, loop.seconds, loop.seconds_a_step, method.settings.batch)
         row |= {"passes_a_row": round(method.work, 2), "peak_mib": _peak(self._device, before)}
-        write_json(folder / COST, row)
+        _write_json(folder / COST, row)
         forget_states(name, folder)
 
 
@@ -96,7 +96,7 @@ def train_methods(
         contest.train(name)
 
 
-def write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     """Write in one move: whatever is found later is whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
