@@ -201,7 +201,7 @@ def _splits(names: Sequence[str]) -> tuple[Split, ...]:
 def _rehearsed(run: Run) -> Comparison:
     """A step or two of each kind, of everything at its smallest."""
     settings = Comparison.of(changed(run, ["twinflow.batch=4"]), 0.01)
-    return changed(settings, ["dmd2.objective.fake_updates=1", "world.pool=16"])
+    return changed(settings, ["dmd2.objective.fake_updates=1", "world.pool=16", "world.scenes=64"])
 
 
 if __name__ == "__main__":
