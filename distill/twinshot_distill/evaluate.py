@@ -53,9 +53,11 @@ class Verdicts:
     audited: list[bool] | None = None
 
 
-def draw(engine: Engine, asked: Sequence[Trial], steps: int) -> Iterator[NDArray[np.uint8]]:
-    """Pictures [B, H, W, 3] of the trials, batch by batch."""
-    requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
+def draw(
+    engine: Engine, asked: Sequence[Trial], steps: int, guidance: float = 1.0
+) -> Iterator[NDArray[np.uint8]]:
+    """Pictures [B, H, W, 3] of the trials, batch by batch; guidance as in a request."""
+    requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps, guidance=guidance) for trial in asked]
     for start in range(0, len(requests), engine.max_batch):
         yield engine.generate(requests[start : start + engine.max_batch]).images
 
@@ -122,6 +124,7 @@ def evaluate(
     steps: int,
     split: Split,
     count: int,
+    guidance: float = 1.0,
     language: str = "en",
     auditor: Auditor | None = None,
 ) -> list[dict[str, Any]]:
@@ -141,7 +144,7 @@ def evaluate(
     rows = []
     for task in track(TASKS, f"{steps} steps, {split}, {language}", console=_console):
         asked = trials(task, split, count, engine.info.vocabulary or None, language)
-        pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps))))
+        pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps, guidance))))
         rows.append(_rows(task, judge(verifier, pictures, asked, auditor), common))
     return [*rows, _mean_row(rows)]
 
