@@ -182,7 +182,7 @@ def _put(before: str, word: str, replaced: str) -> str:
     if not word.isascii():
         return before + word
     if not replaced.isascii():
-        return f"{before} {word} ".lstrip()
+        return f"{before.rstrip()} {word} ".lstrip()
     article = _ARTICLE.search(before, max(0, len(before) - 4))
     if article:
         before = f"{before[: article.start(1)]}{article[1]}{'n' if word[0] in 'aeiou' else ''} "

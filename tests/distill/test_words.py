@@ -174,6 +174,7 @@ def test_a_checkpoint_that_knows_less_draws_the_next_best() -> None:
     few = nearest(["tiger", "house", "knife"], speaks_chinese=False)
     assert (few["lion"], few["lions"], few["castle"]) == ("tiger", "tigers", "house")
     assert (few["swords"], few["狮子"], few["老虎"]) == ("knives", "tiger", "tiger")
+    assert (few["红色的"], few["沙滩上"], few["三"]) == ("red", "on a beach", "three")
     assert "bicycle" not in few
     assert nearest([], speaks_chinese=True) == {}
 

@@ -137,8 +137,8 @@ def nearest(known: Iterable[str], *, speaks_chinese: bool) -> dict[str, str]:
         known: names of objects.
         speaks_chinese: whether their Chinese words are known, too. If not, all Chinese words are strange.
 
-    Returns English words, their plurals and Chinese words, those for colours and scenes among them if they
-    are strange; each with the known words that stand in for it.
+    Returns English words, their plurals and Chinese words, those for numbers, colours and scenes among them
+    if they are strange; each with the known words that stand in for it.
     """
     taught = frozenset(known)
     found = dict(_alike(taught))
@@ -156,13 +156,14 @@ def _chinese(taught: frozenset[str], found: dict[str, str], *, speaks_chinese: b
     instead = {word: thing for word, thing in instead.items() if thing in taught}
     if speaks_chinese:
         return {word: own[thing] for word, thing in instead.items() if word != own[thing]}
-    return instead | (_chinese_places() if instead else {})
+    return instead | (_chinese_surroundings() if instead else {})
 
 
-def _chinese_places() -> dict[str, str]:
+def _chinese_surroundings() -> dict[str, str]:
+    """Chinese words around the things: numbers, colours and scenes."""
     colors = {f"{word}{end}": color for color, word in CHINESE_COLORS.items() for end in ("", "色", "色的")}
     scenes = {word: SCENES[name][0] for name, words in CHINESE_SCENES.items() for word in words}
-    return colors | scenes
+    return colors | scenes | {"两": "two", "三": "three", "四": "four", "和": "and", "与": "and", "跟": "and"}
 
 
 def _alike(taught: frozenset[str]) -> Iterator[tuple[str, str]]:
