@@ -1,4 +1,4 @@
-"""Writing the auditor down: half-precision weights, and a card that pins and measures them."""
+"""Writing the auditor down: weights in eight bits, and a card that pins and measures them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from twinshot_distill.auditor.judge import CARD, STRICT, WEIGHTS, Auditor
 from twinshot_distill.auditor.model import CellLabeller
+from twinshot_distill.packing import pack
 from twinshot_distill.verifier.augment import LEVELS
 from twinshot_distill.verifier.measure import choose_threshold, rates
 from twinshot_distill.verifier.model import parameters
@@ -29,24 +28,17 @@ is connected is an object. Trained on the generator's composer, so the pictures 
 composer drew on other backgrounds, are new to it in every respect but the drawings. Levels and hard negatives
 are the verifier's.
 
-{parameters:,} parameters, half precision, sha256 `{sha256}`, frozen {date}. Threshold {threshold}
+{parameters:,} parameters, weights in eight bits, sha256 `{sha256}`, frozen {date}. Threshold {threshold}
 (calibrated on a seed of its own); strict {strict}. To train one anew:
 `python -m twinshot_distill.auditor.train --out FOLDER`.
 """
 
 
 def freeze(model: CellLabeller, twins: dict[str, str], settings: dict[str, int], folder: Path) -> None:
-    """Write the weights as fp16 safetensors, and the card; the threshold is not calibrated yet.
-
-    Raises:
-        ValueError: a weight does not fit into half precision.
-    """
+    """Write the weights, and the card; the threshold is not calibrated yet. Raises as :func:`pack` does."""
     folder.mkdir(parents=True, exist_ok=True)
     floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    state = {name: tensor.half().contiguous() for name, tensor in floats.items()}
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise ValueError("a weight does not fit into half precision")
-    blob = save(state)
+    blob = pack(floats)
     (folder / WEIGHTS).write_bytes(blob)
     card = {
         "sha256": hashlib.sha256(blob).hexdigest(),

@@ -12,10 +12,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from twinshot_distill.auditor.model import CELLS, EMPTY_WEIGHT, CellLabeller, Labels
+from twinshot_distill.packing import unpack
 from twinshot_distill.verifier.detections import Detection
 from twinshot_distill.verifier.model import NATURAL
 from twinshot_distill.verifier.rules import holds, validate
@@ -55,7 +55,7 @@ class Auditor:
             raise ValueError(f"{folder / WEIGHTS} has sha256 {found}, not {card['sha256']}")
         classes = tuple(card["classes"])
         model = CellLabeller(len(classes))
-        model.load_state_dict({name: tensor.float() for name, tensor in load_tensors(blob).items()})
+        model.load_state_dict(unpack(blob))
         model.eval().requires_grad_(requires_grad=False)
         return cls(model, classes, card["twins"], card["threshold"])
 

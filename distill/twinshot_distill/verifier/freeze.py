@@ -1,4 +1,4 @@
-"""Writing the verifier down: half-precision weights and a card that pins them."""
+"""Writing the verifier down: weights in eight bits and a card that pins them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-
+from twinshot_distill.packing import pack
 from twinshot_distill.verifier.model import COLOR_NAMES, INPUT_SIDE, STRIDE, Detector, parameters
 from twinshot_distill.world.sprites import ATLAS
 from twinshot_distill.world.vocabulary import OBJECTS
@@ -22,12 +20,9 @@ _PROVISIONAL_THRESHOLD = 0.15
 
 
 def freeze(model: Detector, twins: dict[str, str], settings: dict[str, Any], folder: Path) -> None:
-    """Write the weights as fp16 safetensors and `verifier.json`; the threshold is not calibrated yet."""
+    """Write the weights and `verifier.json`; the threshold is not calibrated yet. Raises as `pack` does."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
-    if not all(bool(torch.isfinite(v).all()) for v in state.values()):
-        raise ValueError("a weight does not fit into half precision")
-    blob = save(state)
+    blob = pack({k: v for k, v in model.state_dict().items() if v.is_floating_point()})
     (folder / WEIGHTS).write_bytes(blob)
     write_card(folder, {
         "weights": WEIGHTS,

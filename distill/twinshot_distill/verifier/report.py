@@ -19,7 +19,7 @@ detector of the built-in world's {classes} objects. Written, trained and frozen 
 with its own composer, layouts, shadows, backgrounds and seeds; the generator's training never reads it. Its
 scores are "GenEval-style, built-in domain" and not GenEval scores.
 
-Detector: {parameters:,} parameters, {input} px, half precision, sha256 `{sha256}`, frozen {date}.
+Detector: {parameters:,} parameters, {input} px, weights in eight bits, sha256 `{sha256}`, frozen {date}.
 Threshold {threshold} (calibrated on a seed of its own); strict 0.5. To train one anew:
 `python -m twinshot_distill.verifier.train --out FOLDER`; to measure this one again: `--remeasure`.
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from twinshot_distill.packing import unpack
 from twinshot_distill.verifier.detections import Detection, decode
 from twinshot_distill.verifier.fidelity import Fit, refit
 from twinshot_distill.verifier.model import COLOR_NAMES, INPUT_SIDE, Detector
@@ -75,7 +75,7 @@ class Verifier:
             raise ValueError(f"the weights know the colours {architecture['colors']}, not {COLOR_NAMES}")
         classes = tuple(architecture["classes"])
         model = Detector(len(classes), architecture["width"])
-        model.load_state_dict({k: v.float() for k, v in load_tensors(blob).items()})
+        model.load_state_dict(unpack(blob))
         model.eval().requires_grad_(False)
         return cls(model, classes, card["twins"], card["threshold"], torch.device("cpu"))
 
