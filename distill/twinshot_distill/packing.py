@@ -1,4 +1,4 @@
-"""Weights of the judges in eight bits: both are part of every clone, and half precision would be twice as big.
+"""Weights of the judges in eight bits: both are part of every clone, and half precision takes twice as much.
 
 A matrix or convolution becomes int8 with one scale an output channel (``NAME:scale``); what is small stays as
 it is. A judge is measured as it is stored, so the rates in its README include the rounding.
