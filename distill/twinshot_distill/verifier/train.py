@@ -2,7 +2,7 @@
 
     python -m twinshot_distill.verifier.train --out FOLDER
 
-About eighty minutes on one CPU core. Writes `verifier.safetensors`, `verifier.json` and
+About forty minutes on one CPU core. Writes `verifier.safetensors`, `verifier.json` and
 `README.md`; run it before a generator is trained, never after one was judged.
 """
 
