@@ -6,7 +6,9 @@ it is. A judge is measured as it is stored, so the rates in its README include t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -46,6 +48,18 @@ def unpack(blob: bytes) -> dict[str, Tensor]:
         for name, value in packed.items()
         if not name.endswith(_SCALE)
     }
+
+
+def read_pinned(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a file, in fp32, if it is the one that was written down.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    blob = path.read_bytes()
+    if (found := hashlib.sha256(blob).hexdigest()) != sha256:
+        raise ValueError(f"{path} has sha256 {found}, not {sha256}")
+    return unpack(blob)
 
 
 def _beside(scale: Tensor, value: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class EagerSteps:
 
 @dataclass
 class _Recorded:
-    """A kind of step: how often it ran, and its graphs once there are any."""
+    """A kind of step: how often it moved the weights, and its graphs once there are any."""
 
     taken: int = 0
     gradients: Any = None
@@ -146,14 +146,15 @@ class CapturedSteps:
         with self._own_stream():
             kind = self._trainee.prepare(step)
             self._now = now = self._kinds.setdefault(kind, _Recorded())
-            now.taken += 1
             if now.gradients is None:
                 # Gradients of another kind's graph may still be there: these must be this kind's own.
                 self._optimizer.forget()
-            if now.taken <= _EAGER_STEPS:
+            if now.taken < _EAGER_STEPS:
                 return self._compute(kind)
             if now.gradients is None:
                 now.gradients = self._record(lambda: self._keep(*self._compute(kind)))
+                # At once: after a skipped step another kind's gradients would be in their place.
+                now.move = self._record(self._move)
             now.gradients.replay()
         if now.terms is None or now.norm is None:
             raise RuntimeError(f"no results were recorded for steps of kind {kind!r}")
@@ -163,12 +164,11 @@ class CapturedSteps:
         """Move weights and averages along the gradients."""
         with self._own_stream():
             self._optimizer.set_rate(rate)
-            if self._now.gradients is None:
-                self._move()
-                return
+            self._now.taken += 1
             if self._now.move is None:
-                self._now.move = self._record(self._move)
-            self._now.move.replay()
+                self._move()
+            else:
+                self._now.move.replay()
 
     def skip(self) -> None:
         """Leave everything where it is: the next gradients replace these."""

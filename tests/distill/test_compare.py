@@ -26,23 +26,7 @@ from twinshot_distill.miniature.denoiser import Denoiser
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.methods import METHODS
 from twinshot_distill.miniature.start import start_from
-from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_engine.schedule import schedule_for
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def flow() -> Denoiser:
-    """A fresh model predicts zero; a little noise makes every weight matter."""
-    torch.manual_seed(0)
-    model = Denoiser()
-    for parameter in model.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from twinshot_distill.miniature.dataset import SHORT, Captions
 from twinshot_distill.miniature.denoiser import Condition, Denoiser
 from twinshot_distill.miniature.dmd import Critic, DmdSettings, DmdTrainee
 from twinshot_distill.miniature.methods import METHODS, Comparison, find_methods
-from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.optimizer import Optimizer, OptimizerSettings
 from twinshot_distill.stepping import CapturedSteps, EagerSteps, Steps
 
@@ -42,21 +41,6 @@ class FixedPool:
         tokens = torch.full((count, width), 5, dtype=torch.int32, device=self.device)
         latents = torch.randn(count, 8, 32, 32, device=self.device)
         return latents, Captions(tokens, torch.full((count,), 20, device=self.device))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def flow() -> Denoiser:
-    """A fresh model predicts zero; a little noise makes every weight matter."""
-    torch.manual_seed(0)
-    model = Denoiser()
-    for parameter in model.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
-    return model
 
 
 def words(rows: int) -> Condition:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinshot_distill.auditor.model import CELLS, EMPTY_WEIGHT, CellLabeller, Labels
-from twinshot_distill.packing import unpack
+from twinshot_distill.packing import read_pinned
 from twinshot_distill.verifier.detections import Detection
 from twinshot_distill.verifier.model import NATURAL
 from twinshot_distill.verifier.rules import holds, validate
@@ -50,12 +49,10 @@ class Auditor:
             ValueError: the weights' sha256 is not the one written down.
         """
         card: dict[str, Any] = json.loads((folder / CARD).read_text())
-        blob = (folder / WEIGHTS).read_bytes()
-        if (found := hashlib.sha256(blob).hexdigest()) != card["sha256"]:
-            raise ValueError(f"{folder / WEIGHTS} has sha256 {found}, not {card['sha256']}")
+        weights = read_pinned(folder / WEIGHTS, card["sha256"])
         classes = tuple(card["classes"])
         model = CellLabeller(len(classes))
-        model.load_state_dict(unpack(blob))
+        model.load_state_dict(weights)
         model.eval().requires_grad_(requires_grad=False)
         return cls(model, classes, card["twins"], card["threshold"])
 

@@ -82,7 +82,7 @@ def train(
             labels = model(examples.pictures.contiguous(memory_format=torch.channels_last))
         loss = loss_of(labels, examples, choices)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         optimizer.step()
         schedule.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinshot_distill.packing import unpack
+from twinshot_distill.packing import read_pinned
 from twinshot_distill.verifier.detections import Detection, decode
 from twinshot_distill.verifier.fidelity import Fit, refit
 from twinshot_distill.verifier.model import COLOR_NAMES, INPUT_SIDE, Detector
@@ -67,15 +66,13 @@ class Verifier:
         """
         folder = Path(__file__).parent if path is None else Path(path)
         card: dict[str, Any] = json.loads((folder / "verifier.json").read_text())
-        blob = (folder / card["weights"]).read_bytes()
-        if (found := hashlib.sha256(blob).hexdigest()) != card["sha256"]:
-            raise ValueError(f"{folder / card['weights']} has sha256 {found}, not {card['sha256']}")
+        weights = read_pinned(folder / card["weights"], card["sha256"])
         architecture = card["architecture"]
         if tuple(architecture["colors"]) != COLOR_NAMES:
             raise ValueError(f"the weights know the colours {architecture['colors']}, not {COLOR_NAMES}")
         classes = tuple(architecture["classes"])
         model = Detector(len(classes), architecture["width"])
-        model.load_state_dict(unpack(blob))
+        model.load_state_dict(weights)
         model.eval().requires_grad_(False)
         return cls(model, classes, card["twins"], card["threshold"], torch.device("cpu"))
 
