@@ -96,10 +96,10 @@ def kl_decoder_bytes(pixels: int, widths: Sequence[int]) -> int:
 
 
 def deep_compression_bytes(pixels: int, widths: Sequence[int]) -> int:
-    """Estimate a deep-compression decoder's widest moment: a block's input, inside and output at full size.
+    """Estimate a deep-compression decoder's widest moment: a block's input and output, and a strip within.
 
     Args:
         pixels: of the image.
         widths: channels of each level, that of the image's resolution first.
     """
-    return pixels * 4 * widths[0] * _ELEMENT
+    return pixels * 3 * widths[0] * _ELEMENT

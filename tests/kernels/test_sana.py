@@ -163,6 +163,14 @@ def test_pixel_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str, a
     agree(result, exact, pixel_norm(x, weight.to(dtype), bias.to(dtype)) + added * other)
 
 
+def test_pixel_norm_writes_where_it_is_told_to(rows: Rows) -> None:
+    x, vector = rows("whole", 2, 7, 40), rows("whole", 40)
+    whole = torch.zeros(4, 7, 40, device=x.device)
+    assert ops.pixel_norm(x, vector, vector, EPS, out=whole[1:3]).data_ptr() == whole[1].data_ptr()
+    assert torch.equal(whole[1:3], ops.pixel_norm(x, vector, vector, EPS))
+    assert not whole[::3].any()
+
+
 def test_pixel_norm_taps_are_those_of_a_convolution(device: str, agree: Agree, dtype: torch.dtype) -> None:
     x = torch.randn(2, 6, 9, 40).to(device, dtype)
     weight, bias = torch.randn(40).to(device), torch.randn(40).to(device)
@@ -254,6 +262,11 @@ def test_layer_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str) -
         (lambda x: ops.bias_silu(x, x[0, 0, 0, 1:]), "bias has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0, 1:], x[0, 0, 0], EPS), "weight has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, residual=x[0]), "residual has shape"),
+        (lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, out=x[0]), "out is torch.float32"),
+        (
+            lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, out=x.mT.contiguous().mT),
+            "accepted: contiguous",
+        ),
         (lambda x: ops.pixel_norm_taps(x, x[0, 0, 0], x[0, 0, 0], x[0, 0, 1:], EPS), "taps have shape"),
         (lambda x: ops.upsample_shortcut(x, x[0, 0, 0], x, shuffled=True), "is not what"),
         (lambda x: ops.capped_attention(x, x, x, x, x, scale=1, cap=1, window=1), "accepted"),
