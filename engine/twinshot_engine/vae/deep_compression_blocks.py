@@ -29,7 +29,7 @@ from twinshot_kernels import (
 )
 
 EPS = 1e-5
-STRIP_BYTES = 2**26
+STRIP_BYTES = 2**25
 """Most that a residual block holds of what its first convolution makes."""
 
 
