@@ -34,7 +34,18 @@ class RunningAverage:
     def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]], decay: float) -> None:
         """Average the second of each pair of tensors into the first."""
         self._averages, self._sources = zip(*pairs, strict=True)
-        self._goal, self.decay = decay, 0.0
+        self._goal = decay
+        # Kept on the device, since a CUDA graph repeats the same launches while the decay goes on.
+        self._decay = torch.zeros((), dtype=torch.float64, device=local(self._averages[0]).device)
+
+    @property
+    def decay(self) -> float:
+        """The share of the past in the next update."""
+        return float(self._decay)
+
+    @decay.setter
+    def decay(self, value: float) -> None:
+        self._decay.fill_(value)
 
     @classmethod
     def of(cls, average: nn.Module, source: nn.Module, decay: float) -> RunningAverage:
@@ -44,6 +55,7 @@ class RunningAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the sources' current weights."""
-        averages, sources = [local(a) for a in self._averages], [local(s).detach() for s in self._sources]
-        torch._foreach_lerp_(averages, sources, 1 - self.decay)
-        self.decay += (1 - self.decay) * (self._goal - self.decay) / 2
+        share = (1 - self._decay).float()
+        for average, source in zip(self._averages, self._sources, strict=True):
+            local(average).lerp_(local(source).detach(), share.to(average.dtype))
+        self._decay += (1 - self._decay) * (self._goal - self._decay) / 2

@@ -8,9 +8,7 @@ the run, with the last state kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +19,8 @@ from twinshot_distill.errors import TrainingError
 from twinshot_distill.journal import Journal
 from twinshot_distill.optimizer import Optimizer
 from twinshot_distill.report import say
+from twinshot_distill.stepping import EagerSteps, Steps, Trainee
 from twinshot_distill.strictness import STRICT
-
-_UNTIMED_STEPS = 3
-"""Steps that compile and do not count against a length in seconds."""
 
 _SEED_STRIDE = 1_000_003
 
@@ -72,39 +68,25 @@ class LoopSettings:
     seed: int = 0
 
 
-class Trainee(Protocol):
-    """What the loop trains."""
-
-    def loss_terms(self, step: int) -> Mapping[str, Tensor]:
-        """Terms whose sum is the loss of one batch; it may depend on the step and on torch's chance alone."""
-
-    def after_step(self) -> None:
-        """The weights have moved."""
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All that a state must hold beside the optimiser's memory: the live tensors, by name."""
-
-    def numbers(self) -> Mapping[str, float]:
-        """Numbers that a state must hold."""
-
-    def restore(self, numbers: Mapping[str, float]) -> None:
-        """Take up numbers; the tensors have been restored."""
-
-
 @dataclass
 class Loop:
-    """A trainee, its optimiser, and where both are kept and told about."""
+    """A trainee, its optimiser, and where both are kept and told about; `steps` may be other than eager."""
 
     trainee: Trainee
     optimizer: Optimizer
     settings: LoopSettings
     keeper: Keeper
     journal: Journal
+    steps: Steps | None = None
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
     _in_a_row: int = 0
     _last_save: float = field(default_factory=time.monotonic)
+    _steps: Steps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._steps = self.steps or EagerSteps(self.trainee, self.optimizer, self.settings.accumulate)
 
     def run(self) -> int:
         """Train to the end, from the newest state if there is one; returns the number of steps.
@@ -136,23 +118,18 @@ class Loop:
 
     def _step(self) -> None:
         seed_step(self.settings.seed, self.step, self.keeper.processes.rank)
-        progress, parts = self.progress, self.settings.accumulate
-        told: dict[str, Tensor] = {}
-        for part in range(parts):
-            terms = self.trainee.loss_terms(self.step * parts + part)
-            torch.autograd.backward(sum(terms.values(), torch.zeros(())) / parts)
-            for name, term in terms.items():
-                told[name] = told.get(name, torch.zeros(())) + term.detach() / parts
-        norm = self.optimizer.step(self.step, progress)
-        self._check(norm)
-        self.trainee.after_step()
-        rate = self.optimizer.rate(self.step, progress)
-        self.journal.note(told, norm, rate)
+        rate = self.optimizer.rate(self.step, self.progress)
+        terms, norm = self._steps.gradients(self.step)
+        if self._is_finite(norm):
+            self._steps.move(rate)
+        else:
+            self._steps.skip()
+        self.journal.note(terms, norm, rate)
 
-    def _check(self, norm: Tensor) -> None:
+    def _is_finite(self, norm: Tensor) -> bool:
         if bool(torch.isfinite(norm)):
             self._in_a_row = 0
-            return
+            return True
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         say(f"step {self.step}: the gradient is not finite; skipped ({self.skipped} so far)")
         if self._in_a_row > self.settings.patience:
@@ -161,10 +138,11 @@ class Loop:
                 f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning "
                 "rate in another folder, or other data."
             )
+        return False
 
     def _count(self, started: float) -> None:
         self.step += 1
-        if self.step > _UNTIMED_STEPS or self.settings.length.seconds is None:
+        if self._steps.settled or self.settings.length.seconds is None:
             self.seconds += time.monotonic() - started
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twinshot_distill.averages import local
+from twinshot_distill.muon import StackedMuon
 from twinshot_distill.strictness import STRICT
 
 _MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_proj", "down_proj")
@@ -46,12 +47,21 @@ class OptimizerSettings:
 class Optimizer:
     """Moves named parameters; see :class:`OptimizerSettings`."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> None:
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], settings: OptimizerSettings, *, capturable: bool = False
+    ) -> None:
+        """Take charge of parameters.
+
+        Args:
+            named: the parameters.
+            settings: how they move.
+            capturable: keep the learning rate on the device, so that a CUDA graph can hold :meth:`move`.
+        """
         self._named, self._settings = dict(named), settings
-        self._parts = list(_parts(self._named, settings))
+        self._parts = list(_parts(self._named, settings, capturable=capturable))
 
     def step(self, step: int, progress: float) -> Tensor:
-        """Clip the gradients and move the weights, unless a gradient is not finite.
+        """Clip the gradients and move the weights, unless a gradient is not finite; then forget them.
 
         Args:
             step: from 0, for warming up.
@@ -60,19 +70,37 @@ class Optimizer:
         Returns:
             The gradient's norm before clipping; where it is not finite, no weight has moved.
         """
-        parameters = list(self._named.values())
-        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self._settings.clip)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = self.clip()
         if bool(torch.isfinite(norm)):
-            rate = self.rate(step, progress)
-            for part in self._parts:
-                for group in part.param_groups:
+            self.set_rate(self.rate(step, progress))
+            self.move()
+        self.forget()
+        return norm
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the greatest norm allowed; returns the norm they had."""
+        norm: Any = torch.nn.utils.clip_grad_norm_(list(self._named.values()), self._settings.clip)
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
+
+    def set_rate(self, rate: float) -> None:
+        """Say how far the next moves go."""
+        for part in self._parts:
+            for group in part.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
                     group["lr"] = rate
-                part.step()
+
+    def move(self) -> None:
+        """Move the weights along their gradients."""
+        for part in self._parts:
+            part.step()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
-        result: Tensor = norm
-        return result
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate of a step."""
@@ -101,7 +129,8 @@ class Optimizer:
             owner = owners[id(parameter)]
             if value.ndim == 0:
                 # Where a fused optimiser counts its steps, and where others do.
-                place = parameter.device if owner.defaults.get("fused") else torch.device("cpu")
+                on_device = owner.defaults.get("fused") or owner.defaults.get("capturable")
+                place = parameter.device if on_device else torch.device("cpu")
                 owner.state[parameter][key] = value.to(place, copy=True)
             else:
                 owner.state[parameter][key] = _as_sharded(value, parameter)
@@ -124,17 +153,32 @@ def _as_sharded(value: Tensor, parameter: Any) -> Tensor:
     )
 
 
-def _parts(named: dict[str, nn.Parameter], settings: OptimizerSettings) -> Iterator[torch.optim.Optimizer]:
+def _parts(
+    named: dict[str, nn.Parameter], settings: OptimizerSettings, *, capturable: bool
+) -> Iterator[torch.optim.Optimizer]:
     rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
+
+    def start() -> float | Tensor:
+        return torch.tensor(rate, device=next(iter(named.values())).device) if capturable else rate
+
     if settings.name == "radam":
         yield torch.optim.RAdam(
-            named.values(), lr=rate, betas=betas, weight_decay=decay, decoupled_weight_decay=True
+            named.values(),
+            lr=start(),
+            betas=betas,
+            weight_decay=decay,
+            decoupled_weight_decay=True,
+            capturable=capturable,
         )
         return
     matrices, others = _split(named) if settings.name == "muon" else ([], list(named.values()))
-    yield torch.optim.AdamW(others, lr=rate, betas=betas, weight_decay=decay, fused=True)
-    if matrices:
+    yield torch.optim.AdamW(
+        others, lr=start(), betas=betas, weight_decay=decay, fused=True, capturable=capturable
+    )
+    if any(hasattr(matrix, "device_mesh") for matrix in matrices):
         yield torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    elif matrices:
+        yield StackedMuon(matrices, start())
 
 
 def _split(named: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

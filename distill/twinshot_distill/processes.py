@@ -61,7 +61,11 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), place
         return
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    processes = Processes(rank, count)
     try:
-        yield Processes(rank, count), place
+        yield processes, place
+        # gloo's threads free the tensors of past collectives under Python's lock: a process that ends before
+        # they have is aborted. Waiting for the others gives them lock and time.
+        processes.wait()
     finally:
         distributed.destroy_process_group()

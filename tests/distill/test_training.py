@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from twinshot_distill.miniature.denoiser import Denoiser, empty_captions
 from twinshot_distill.miniature.export import export
 from twinshot_distill.miniature.flow_matching import draw_times, drop_captions
 from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.start import embeddings_for, start_autoencoder, start_denoiser
 from twinshot_distill.miniature.tokenizer import LONGEST, build_tokenizer, templated
 from twinshot_distill.miniature.twinflow import TwinFlowTrainee
 from twinshot_distill.optimizer import _split
@@ -130,7 +132,8 @@ class FixedPool:
 
     position = 0
 
-    def refresh(self) -> None:
+    def renew(self, step: int) -> None:
+        del step
         self.position += 1
 
     def refill(self, position: int) -> None:
@@ -243,6 +246,34 @@ def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
     assert engine.info.name == "twinshot-miniature"
     assert engine.info.sizes[0] == (256, 256)
     assert engine.generate([GenerateRequest("a dog", 1)]).images.shape == (1, 256, 256, 3)
+
+
+def test_a_run_begins_with_an_exported_checkpoint(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    autoencoder, denoiser = new_autoencoder(), Denoiser()
+    for parameter in denoiser.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    export(tmp_path, autoencoder, denoiser)
+    begun, other = Denoiser(), new_autoencoder()
+    start_denoiser(begun, tokenizer, tmp_path)
+    start_autoencoder(other, tmp_path)
+    for ours, theirs in ((begun, denoiser), (other, autoencoder)):
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[name].bfloat16().float()), name
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"vae.*cannot be read.*start from an exported checkpoint"):
+        start_autoencoder(other, tmp_path)
+
+
+def test_new_words_begin_as_the_mean_of_what_spelled_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = torch.randn(len(tokenizer), 8)
+    larger = deepcopy(tokenizer)
+    larger.add_tokens(["zzqa"])
+    spelled = tokenizer("zzqa").input_ids
+    assert len(spelled) > 1
+    moved = embeddings_for(larger, tokenizer, rows)
+    assert torch.equal(moved[:-1], rows)
+    torch.testing.assert_close(moved[-1], rows[spelled].mean(0))
 
 
 def test_the_miniature_trains_where_little_more_than_torch_is_installed() -> None:

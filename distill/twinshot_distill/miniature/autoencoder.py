@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,8 +19,9 @@ from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.miniature.configuration import VAE, AutoencoderSettings, Run
 from twinshot_distill.miniature.dataset import Corpus
 from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.start import start_autoencoder
 from twinshot_distill.report import say
-from twinshot_distill.world.composer import Composer
+from twinshot_distill.world.composer import SIDE, Composer
 from twinshot_engine.vae.kl import AutoencoderKL
 from twinshot_engine.vae.kl_config import KLConfig
 
@@ -55,21 +57,38 @@ class AutoencoderTrainee:
     """The model of stage 1 and one training step."""
 
     def __init__(
-        self, corpus: Corpus, composer: Composer, settings: AutoencoderSettings, *, compiled: bool
+        self,
+        model: AutoencoderKL,
+        corpus: Corpus,
+        composer: Composer,
+        settings: AutoencoderSettings,
+        *,
+        compiled: bool,
     ) -> None:
         self._corpus, self._composer, self._settings = corpus, composer, settings
-        self.model = channels_last(new_autoencoder().to(composer.device))
+        self.model = channels_last(model.to(composer.device))
         self.averaged = frozen_copy(self.model)
         self._average = RunningAverage.of(self.averaged, self.model, settings.ema)
         self._encode = torch.compile(self.model.encode) if compiled else self.model.encode
         self._decode = torch.compile(self.model.decode) if compiled else self.model.decode
+        pictures = torch.empty(settings.batch, 3, SIDE, SIDE, device=composer.device)
+        self._pictures = pictures.contiguous(memory_format=torch.channels_last)
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """Reconstruct the next scenes of the corpus."""
-        batch, settings = self._settings.batch, self._settings
-        rows = torch.arange(step * batch, (step + 1) * batch).numpy() % len(self._corpus)
-        pictures = self._composer.render(self._corpus.scenes[rows])
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return self.terms(self.prepare(step))
+
+    def prepare(self, step: int) -> int:
+        """Draw the next scenes; all steps are of one kind."""
+        batch = self._settings.batch
+        rows = np.arange(step * batch, (step + 1) * batch) % len(self._corpus)
+        self._pictures.copy_(self._composer.render(self._corpus.scenes[rows]))
+        return 0
+
+    def terms(self, kind: int) -> Mapping[str, Tensor]:
+        """The loss on the scenes last drawn."""
+        del kind
+        pictures, settings = self._pictures, self._settings
         with torch.autocast(pictures.device.type, torch.bfloat16):
             mean, logvar = self._encode(pictures)
             mean, logvar = mean.float(), logvar.float()
@@ -99,11 +118,14 @@ class AutoencoderTrainee:
 
 
 def train_autoencoder(corpus: Corpus, composer: Composer, run: Run, out: Path) -> AutoencoderKL:
-    """Train from scratch, or from an interrupted run's state in `out`.
+    """Train from fresh or given weights, or from an interrupted run's state in `out`.
 
     Returns the averaged weights with unit-variance latents.
     """
-    trainee = AutoencoderTrainee(corpus, composer, run.autoencoder, compiled=run.compiled)
+    model = new_autoencoder()
+    if run.start:
+        start_autoencoder(model, Path(run.start))
+    trainee = AutoencoderTrainee(model, corpus, composer, run.autoencoder, compiled=run.compiled)
     train_stage("autoencoder", trainee, dict(trainee.model.named_parameters()), run.autoencoder, run, out)
     _standardise(trainee.averaged, corpus, composer)
     return trainee.averaged

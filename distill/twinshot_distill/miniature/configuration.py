@@ -84,14 +84,16 @@ SCHEDULER: dict[str, Any] = {
 class World:
     """How much data is prepared: scenes with captions, pictures a background, latents in the pool.
 
-    `workers` processes prepare it, one a core if 0.
+    Every `refresh_steps` steps `refresh` of the latents are replaced. `workers` processes prepare scenes, one
+    a core if 0.
     """
 
     scenes: int = 250_000
     scene_variations: int = 32
     plain_variations: int = 12
     pool: int = 32_768
-    refresh: int = 32
+    refresh: int = 256
+    refresh_steps: int = 8
     workers: int = 0
 
 
@@ -160,9 +162,10 @@ class TwinFlowSettings:
 class Run:
     """One whole run.
 
-    `compiled` turns torch.compile off for a try on a CPU; every `save_seconds` a stage leaves a state to
-    resume from; every `sample_seconds` it draws samples (0: at its
-    end alone, as that takes GPU time).
+    `compiled` turns torch.compile off for a try on a CPU, `captured` the recording of steps as CUDA graphs;
+    every `save_seconds` a stage leaves a state to resume from; every `sample_seconds` it draws samples (0: at
+    its end alone, as that takes GPU time). `start` is the folder of an exported checkpoint whose weights the
+    first two stages begin with; fresh ones if it is empty.
     """
 
     world: World = field(default_factory=World)
@@ -170,6 +173,8 @@ class Run:
     flow: FlowSettings = field(default_factory=FlowSettings)
     twinflow: TwinFlowSettings = field(default_factory=TwinFlowSettings)
     compiled: bool = True
+    captured: bool = True
+    start: str = ""
     seed: int = 0
     previews: int = 48
     save_seconds: float = 60.0
@@ -251,7 +256,9 @@ def _taken(value: Any, old: Any, told: str) -> Any:
 def rehearsal() -> Run:
     """Everything at its smallest, to see on a CPU in a minute or two that each stage runs."""
     run = Run(
-        World(scenes=400, scene_variations=1, plain_variations=1, pool=64, refresh=4, workers=2),
+        World(
+            scenes=400, scene_variations=1, plain_variations=1, pool=64, refresh=4, refresh_steps=1, workers=2
+        ),
         AutoencoderSettings(seconds=12.0, batch=4),
         FlowSettings(seconds=12.0, batch=8),
         TwinFlowSettings(seconds=15.0, batch=8),

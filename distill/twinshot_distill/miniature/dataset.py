@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.miniature.tokenizer import templated
 from twinshot_distill.world.captions import caption
-from twinshot_distill.world.composer import Composer, SceneBatch, arrange
+from twinshot_distill.world.composer import Composer, SceneBatch, arrange, to_device
 from twinshot_distill.world.scenes import sample_training_scene
 from twinshot_engine.vae.kl import AutoencoderKL
 
@@ -96,8 +96,8 @@ class LatentSource(Protocol):
     def position(self) -> int:
         """How many scenes were used so far."""
 
-    def refresh(self) -> None:
-        """Renew some of the latents."""
+    def renew(self, step: int) -> None:
+        """Replace some of the latents, if it is time to at this step."""
 
     def refill(self, position: int) -> None:
         """Hold what was held at an earlier position."""
@@ -122,8 +122,8 @@ def frozen_encode(encoder: AutoencoderKL, *, compiled: bool) -> Callable[[Tensor
 class LatentPool:
     """Latents [P, C, 32, 32] bf16 with their captions on the training device, renewed as training goes on.
 
-    The encoder must be frozen. `refresh` overwrites the oldest entries with the corpus's next scenes, always
-    `portion` at a time, so that one compiled shape serves.
+    The encoder must be frozen. Every `period` steps the oldest entries are overwritten with the corpus's next
+    scenes, always `portion` of them, so that one compiled shape serves.
     """
 
     def __init__(
@@ -133,10 +133,12 @@ class LatentPool:
         encoder: AutoencoderKL,
         size: int,
         portion: int,
+        period: int = 1,
         *,
         compiled: bool,
     ) -> None:
-        self._corpus, self._composer, self._encoder, self._portion = corpus, composer, encoder, portion
+        self._corpus, self._composer, self._encoder = corpus, composer, encoder
+        self._portion, self._period = portion, period
         self._encode = frozen_encode(encoder, compiled=compiled)
         self._position = 0
         device = composer.device
@@ -165,12 +167,17 @@ class LatentPool:
         while self._position < position:
             self.refresh()
 
+    def renew(self, step: int) -> None:
+        """Replace the oldest entries, if it is time to."""
+        if step % self._period == 0:
+            self.refresh()
+
     def refresh(self) -> None:
         """Replace the oldest entries."""
         count = self._portion
         used = np.arange(self._position, self._position + count)
         rows = used % len(self._corpus)
-        slots = torch.from_numpy(used % len(self._latents)).to(self._composer.device)
+        slots = to_device(used % len(self._latents), self._composer.device)
         mean = self._encode(self._composer.render(self._corpus.scenes[rows]))
         self._latents[slots] = self._encoder.normalize(mean.float()).bfloat16()
         for width, tokens, lengths in (
@@ -178,8 +185,8 @@ class LatentPool:
             (LONG, self._corpus.long, self._corpus.long_lengths),
         ):
             kept = self._captions[width]
-            kept.tokens[slots] = torch.from_numpy(tokens[rows].astype(np.int32)).to(kept.tokens.device)
-            kept.lengths[slots] = torch.from_numpy(lengths[rows]).to(kept.lengths.device)
+            kept.tokens[slots] = to_device(tokens[rows].astype(np.int32), kept.tokens.device)
+            kept.lengths[slots] = to_device(lengths[rows], kept.lengths.device)
         self._position += count
 
     def sample(self, count: int, width: int) -> tuple[Tensor, Captions]:

@@ -13,9 +13,10 @@ from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.journal import Sampler
 from twinshot_distill.losses import flow_matching, mix
 from twinshot_distill.miniature.configuration import FlowSettings, Run
-from twinshot_distill.miniature.dataset import Captions, LatentSource
+from twinshot_distill.miniature.dataset import LONG, SHORT, Captions, LatentSource
 from twinshot_distill.miniature.denoiser import Denoiser, bucket, compile_blocks, empty_captions, velocity
 from twinshot_distill.miniature.stages import train_stage
+from twinshot_distill.miniature.start import start_denoiser
 
 SamplerOf = Callable[[Denoiser], Sampler]
 """Makes a sampler of a model."""
@@ -45,17 +46,26 @@ class FlowTrainee:
     ) -> None:
         self.model, self.averaged = model, frozen_copy(model)
         self._average = RunningAverage.of(self.averaged, model, settings.ema)
-        self._pool, self._tokenizer, self._settings = pool, tokenizer, settings
+        self._pool, self._settings = pool, settings
+        device = next(model.parameters()).device
+        self._empty = {
+            width: empty_captions(tokenizer, settings.batch, width, device) for width in (SHORT, LONG)
+        }
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """Flow matching on a batch of the pool, some of its captions dropped."""
-        del step
+        return self.terms(self.prepare(step))
+
+    def prepare(self, step: int) -> int:
+        """Renew the pool; a step's kind is its text bucket."""
+        self._pool.renew(step)
+        return bucket(self._settings.long_share)
+
+    def terms(self, kind: int) -> Mapping[str, Tensor]:
+        """The loss in the text bucket `kind`."""
         settings = self._settings
-        self._pool.refresh()
-        width = bucket(settings.long_share)
-        x, captions = self._pool.sample(settings.batch, width)
-        empty = empty_captions(self._tokenizer, settings.batch, width, x.device)
-        captions = drop_captions(captions, empty, settings.caption_drop)
+        x, captions = self._pool.sample(settings.batch, kind)
+        captions = drop_captions(captions, self._empty[kind], settings.caption_drop)
         t, z = draw_times(settings.batch, x.device), torch.randn_like(x)
         with torch.autocast(x.device.type, torch.bfloat16):
             condition = self.model.embed(captions)
@@ -91,8 +101,11 @@ def train_flow(
     device: torch.device,
     sampler_of: SamplerOf | None = None,
 ) -> Denoiser:
-    """Train from scratch, or from an interrupted run's state in `out`; returns the averaged weights."""
-    model = Denoiser().to(device)
+    """Train from fresh or given weights, or from an interrupted run's state in `out`; returns the average."""
+    model = Denoiser()
+    if run.start:
+        start_denoiser(model, tokenizer, Path(run.start))
+    model = model.to(device)
     trainee = FlowTrainee(model, pool, tokenizer, run.flow)
     if run.compiled:
         compile_blocks(model.transformer)

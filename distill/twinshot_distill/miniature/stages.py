@@ -12,9 +12,10 @@ from torch import nn
 
 from twinshot_distill.checkpointing import Keeper
 from twinshot_distill.journal import Journal, Sampler
-from twinshot_distill.loop import Length, Loop, LoopSettings, Trainee
+from twinshot_distill.loop import Length, Loop, LoopSettings
 from twinshot_distill.miniature.configuration import Run
 from twinshot_distill.optimizer import Optimizer, OptimizerSettings
+from twinshot_distill.stepping import CapturableTrainee, CapturedSteps
 
 
 class StageSettings(Protocol):
@@ -35,7 +36,7 @@ class StageSettings(Protocol):
 
 def train_stage(
     name: str,
-    trainee: Trainee,
+    trainee: CapturableTrainee,
     parameters: Mapping[str, nn.Parameter],
     settings: StageSettings,
     run: Run,
@@ -47,14 +48,17 @@ def train_stage(
     Raises:
         TrainingError: it diverged, or its state has other settings.
     """
+    captured = run.captured and next(iter(parameters.values())).is_cuda
+    optimizer = Optimizer(parameters, settings.optimizer, capturable=captured)
     loop = Loop(
         trainee,
-        Optimizer(parameters, settings.optimizer),
+        optimizer,
         LoopSettings(
             Length(seconds=settings.seconds), save_seconds=run.save_seconds, save_last=False, seed=run.seed
         ),
         Keeper(out / "state" / name, _settings(settings, run), keep=1),
         Journal(out, name, settings.batch, sampler=sampler, sample_every=run.sample_seconds),
+        CapturedSteps(trainee, optimizer) if captured else None,
     )
     loop.run()
 
@@ -68,4 +72,10 @@ def _settings(settings: Any, run: Run) -> dict[str, Any]:
     """What must not change when a stage is resumed; its length may."""
     stage, world = asdict(settings), asdict(run.world)
     del world["workers"]
-    return {"length": stage.pop("seconds"), "stage": stage, "world": world, "seed": run.seed}
+    return {
+        "length": stage.pop("seconds"),
+        "stage": stage,
+        "world": world,
+        "seed": run.seed,
+        "start": run.start,
+    }

@@ -105,6 +105,7 @@ class Trainer:
                 autoencoder,
                 self.run.world.pool,
                 self.run.world.refresh,
+                self.run.world.refresh_steps,
                 compiled=self.run.compiled,
             )
             self.say("latent pool filled")
@@ -184,7 +185,7 @@ class _NoisePool:
 
     position = 0
 
-    def refresh(self) -> None:
+    def renew(self, step: int) -> None:
         """Nothing to renew."""
 
     def refill(self, position: int) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.miniature.configuration import Run, TwinFlowSettings
-from twinshot_distill.miniature.dataset import LatentSource
+from twinshot_distill.miniature.dataset import LONG, SHORT, LatentSource
 from twinshot_distill.miniature.denoiser import (
     Condition,
     Denoiser,
@@ -41,7 +41,9 @@ class TwinFlowTrainee:
         tokenizer: PreTrainedTokenizerFast,
         settings: TwinFlowSettings,
     ) -> None:
-        self._pool, self._tokenizer, self._settings = pool, tokenizer, settings
+        self._pool, self._settings = pool, settings
+        device = next(flow.parameters()).device
+        self._empty = {width: empty_captions(tokenizer, 1, width, device) for width in (SHORT, LONG)}
         self.student = deepcopy(flow.transformer).requires_grad_(requires_grad=True)
         self.teacher, self.start = frozen_copy(self.student), frozen_copy(self.student)
         self.averaged = frozen_copy(flow)
@@ -62,13 +64,19 @@ class TwinFlowTrainee:
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """TwinFlow on a batch of the pool."""
-        del step
-        self._pool.refresh()
-        width = bucket(self._settings.long_share)
-        x, captions = self._pool.sample(self._settings.batch, width)
+        return self.terms(self.prepare(step))
+
+    def prepare(self, step: int) -> int:
+        """Renew the pool; a step's kind is its text bucket."""
+        self._pool.renew(step)
+        return bucket(self._settings.long_share)
+
+    def terms(self, kind: int) -> Mapping[str, Tensor]:
+        """The loss in the text bucket `kind`."""
+        x, captions = self._pool.sample(self._settings.batch, kind)
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
             given = self.averaged.embed(captions)
-            nothing = self.averaged.embed(empty_captions(self._tokenizer, 1, width, x.device))
+            nothing = self.averaged.embed(self._empty[kind])
         empty = nothing.repeated(len(x))
         return loss_terms(self.networks, self._settings.objective, x, given, empty)
 
