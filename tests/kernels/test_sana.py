@@ -20,7 +20,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["whole", "slice", "spread"])
 # The interpreter multiplies the bits of bf16 as integers.
 HALF = {"interpreter": torch.float16, "reference": torch.bfloat16, "cuda": torch.bfloat16}
 # Smaller than what one program does, more than one, and with columns and channels left over.
-IMAGES = pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 3, 11, 24), (1, 9, 5, 136), (1, 19, 37, 8)])
+IMAGES = pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 3, 11, 24), (1, 9, 5, 136), (1, 17, 19, 8)])
 
 
 @pytest.fixture(params=["fp32", "half"])
@@ -92,7 +92,7 @@ def test_depthwise_glu(device: str, agree: Agree, dtype: torch.dtype, shape: tup
 
 @pytest.mark.parametrize(
     ("side", "dim", "shape"),
-    [(1, 8, (1, 3, 2)), (3, 8, (1, 1, 1)), (3, 8, (1, 19, 37)), (5, 24, (2, 5, 7)), (5, 32, (1, 17, 18))],
+    [(1, 8, (1, 3, 2)), (3, 8, (1, 1, 1)), (3, 8, (1, 17, 18)), (5, 24, (2, 5, 7)), (5, 32, (1, 3, 18))],
 )
 def test_depthwise_mix(
     device: str, agree: Agree, dtype: torch.dtype, side: int, dim: int, shape: tuple[int, ...]
