@@ -5,7 +5,7 @@
 Both take steps on noise in place of data, one after the other in one process, as CUDA graphs where there is
 a GPU: flow matching on the transformer alone, and the objective of `configs/miniature.toml`. A flow-matching
 step is three forward passes a row; the objective's count is `Objective.work`. `share` is TwinFlow's rate of
-passes (rows a second times passes a row) over flow matching's. Prints one JSON row for each, with peak memory.
+passes (rows a second times passes a row) over flow matching's. Prints a JSON row for each, with peak memory.
 """
 
 from __future__ import annotations

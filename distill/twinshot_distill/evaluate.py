@@ -63,9 +63,11 @@ def trials(task: Any, split: Split, count: int) -> list[Trial]:
     return [Trial(scene, caption(rng, scene), rng.getrandbits(32)) for scene in scenes]
 
 
-def draw(engine: Engine, asked: Sequence[Trial], steps: int) -> Iterator[NDArray[np.uint8]]:
-    """Pictures [B, H, W, 3] of the trials, batch by batch."""
-    requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
+def draw(
+    engine: Engine, asked: Sequence[Trial], steps: int, guidance: float = 1.0
+) -> Iterator[NDArray[np.uint8]]:
+    """Pictures [B, H, W, 3] of the trials, batch by batch; guidance as in a request."""
+    requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps, guidance=guidance) for trial in asked]
     for start in range(0, len(requests), engine.max_batch):
         yield engine.generate(requests[start : start + engine.max_batch]).images
 
@@ -99,7 +101,14 @@ def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate(
-    engine: Engine, verifier: Verifier, *, method: str, steps: int, split: Split, count: int
+    engine: Engine,
+    verifier: Verifier,
+    *,
+    method: str,
+    steps: int,
+    split: Split,
+    count: int,
+    guidance: float = 1.0,
 ) -> list[dict[str, Any]]:
     """One flat row a task and their mean, as kept in `benchmarks/results`."""
     common = {
@@ -116,7 +125,7 @@ def evaluate(
     rows = []
     for task in track(TASKS, f"{steps} steps, {split}", console=_console):
         asked = trials(task, split, count)
-        pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps))))
+        pictures = torch.from_numpy(np.concatenate(list(draw(engine, asked, steps, guidance))))
         rows.append(_rows(task, judge(verifier, pictures, asked), common))
     return [*rows, _mean_row(rows)]
 

@@ -80,6 +80,7 @@ class Loop:
     steps: Steps | None = None
     step: int = 0
     seconds: float = 0.0
+    timed: int = 0
     skipped: int = 0
     _in_a_row: int = 0
     _last_save: float = field(default_factory=time.monotonic)
@@ -116,6 +117,11 @@ class Loop:
         seconds = self.seconds if length.seconds is None else self.keeper.processes.agree(self.seconds)
         return length.progress(self.step, seconds)
 
+    @property
+    def seconds_a_step(self) -> float:
+        """Mean over the steps that count against a length; not a number where none does yet."""
+        return self.seconds / self.timed if self.timed else float("nan")
+
     def _step(self) -> None:
         seed_step(self.settings.seed, self.step, self.keeper.processes.rank)
         rate = self.optimizer.rate(self.step, self.progress)
@@ -144,6 +150,7 @@ class Loop:
         self.step += 1
         if self._steps.settled or self.settings.length.seconds is None:
             self.seconds += time.monotonic() - started
+            self.timed += 1
 
     @property
     def _remaining(self) -> float:
@@ -172,7 +179,7 @@ class Loop:
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
-        numbers = {**self.trainee.numbers(), "skipped": self.skipped}
+        numbers = {**self.trainee.numbers(), "skipped": self.skipped, "timed": self.timed}
         self.keeper.save(State(self.step, self.seconds, tensors, numbers))
 
     def _resume(self) -> None:
@@ -190,6 +197,7 @@ class Loop:
         self.trainee.restore(state.numbers)
         self.journal.rewind(state.step)
         self.step, self.seconds, self.skipped = state.step, state.seconds, int(state.numbers["skipped"])
+        self.timed = int(state.numbers.get("timed", state.step))
         say(f"resumed at step {self.step}")
 
 

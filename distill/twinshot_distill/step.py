@@ -15,7 +15,6 @@ def bind(network: Network[Condition], condition: Condition) -> Velocity:
     return lambda x_t, t, r: network(x_t, t, r, condition)
 
 
-@torch.no_grad()
 def one_step_samples(student: Network[Condition], condition: Condition, like: Tensor) -> Tensor:
     """What the student makes of fresh noise in one step: shaped like `like` [B, ...]."""
     noise, one = torch.randn_like(like), like.new_ones(len(like))
@@ -38,7 +37,8 @@ def replace_data(rows: Rows, settings: Objective, student: Network[Condition], c
     which = slice(0, len(rows.x)) if settings.data_free else rows.groups["adv"]
     if which.start == which.stop:
         return rows
-    fake = one_step_samples(student, condition[which], rows.x[which])
+    with torch.no_grad():
+        fake = one_step_samples(student, condition[which], rows.x[which])
     return rows._replace(x=torch.cat([rows.x[: which.start], fake, rows.x[which.stop :]]))
 
 

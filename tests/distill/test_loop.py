@@ -101,6 +101,7 @@ def test_a_run_that_is_over_is_not_trained_on(tmp_path: Path) -> None:
     again, trainee = loop_of(tmp_path, 4)
     assert again.run() == 4
     assert again.seconds > 0
+    assert again.seconds_a_step == again.seconds / 4
     saved = load_file(tmp_path / "state" / "step-00000004" / "rank-0.safetensors")
     assert torch.equal(saved["model/layer.weight"], trainee.layer.weight)
 
@@ -248,6 +249,7 @@ def test_a_length_in_seconds_ends_and_resumes(tmp_path: Path) -> None:
     loop.settings = LoopSettings(Length(seconds=0.05))
     assert loop.run() > 3
     assert loop.progress == 1
+    assert loop.seconds_a_step == loop.seconds / (loop.step - 3)
     with pytest.raises(ValueError, match="needs a length"):
         Length()
 

@@ -42,8 +42,10 @@ def train_stage(
     run: Run,
     out: Path,
     sampler: Sampler | None = None,
-) -> None:
+) -> Loop:
     """Train one stage to its end, from its newest state if it was interrupted.
+
+    Returns the loop, which tells how many steps that took, and how long.
 
     Raises:
         TrainingError: it diverged, or its state has other settings.
@@ -61,6 +63,7 @@ def train_stage(
         CapturedSteps(trainee, optimizer) if captured else None,
     )
     loop.run()
+    return loop
 
 
 def forget_states(name: str, out: Path) -> None:

@@ -21,6 +21,23 @@ from twinshot_engine.vae.kl import AutoencoderKL
 _EMBEDDINGS = "embed_tokens.weight"
 
 
+def start_from(
+    folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Load an exported checkpoint, or what the first two stages of a run have left in its folder.
+
+    Raises TrainingError where a part is missing or of another shape.
+    """
+    if (folder / "model_index.json").is_file():
+        start_autoencoder(autoencoder, folder)
+        start_denoiser(denoiser, tokenizer, folder)
+        return
+    parts: dict[str, nn.Module] = {"autoencoder": autoencoder, "flow": denoiser}
+    for name, module in parts.items():
+        path = folder / f"{name}.safetensors"
+        _load(module, _read(path), path)
+
+
 def start_autoencoder(model: AutoencoderKL, folder: Path) -> None:
     """Load a checkpoint's autoencoder. Raises TrainingError where it is missing or of another shape."""
     _load(model, _read(folder / "vae" / "diffusion_pytorch_model.safetensors"), folder / "vae")
@@ -67,7 +84,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"'{path}' cannot be read: {error}; start from an exported checkpoint."
+            f"'{path}' cannot be read: {error}; start from an exported checkpoint, or from a run of "
+            "miniature.train whose flow stage is finished."
         ) from error
 
 
