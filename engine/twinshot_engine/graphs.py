@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -15,18 +16,22 @@ _WARM_RUNS = 2
 
 
 class Inputs:
-    """Input buffers, shared by all graphs that want the same name, shape and type."""
+    """Input buffers: graphs run one after another, so all that want the same name and type share one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def like(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the buffer of that name, shape and type, zeros when it is new."""
-        key = name, shape, dtype
-        if key not in self._buffers:
-            self._buffers[key] = torch.zeros(shape, dtype=dtype, device=self._device)
-        return self._buffers[key]
+        """View the buffer of that name and type; one that is too small is left to those who view it already.
+
+        A buffer holds zeros until somebody writes to it.
+        """
+        count = math.prod(shape)
+        held = self._buffers.get((name, dtype))
+        if held is None or len(held) < count:
+            held = self._buffers[name, dtype] = torch.zeros(count, dtype=dtype, device=self._device)
+        return held[:count].view(shape)
 
 
 class CapturedStage(Generic[_Output]):

@@ -10,6 +10,7 @@ from torch import nn
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import NotEnoughMemoryError
 from twinshot_engine.precision import Projection
+from twinshot_engine.text.words import WordTable
 
 _GB = 1e9
 _ELEMENT = 2
@@ -30,7 +31,7 @@ def check_memory(modules: Iterable[nn.Module], workspace: int, placement: Placem
         return
     free, _ = torch.cuda.mem_get_info(placement.device)
     name = torch.cuda.get_device_name(placement.device)
-    compare(weight_bytes(modules), workspace, free, name, placement)
+    compare(weight_bytes(modules, placement.device), workspace, free, name, placement)
 
 
 def compare(weights: int, workspace: int, free: int, gpu: str, placement: Placement) -> None:
@@ -49,13 +50,16 @@ def compare(weights: int, workspace: int, free: int, gpu: str, placement: Placem
     )
 
 
-def weight_bytes(modules: Iterable[nn.Module]) -> int:
-    """Bytes of the parameters, scales included."""
+def weight_bytes(modules: Iterable[nn.Module], device: torch.device) -> int:
+    """Bytes of the parameters on ``device``, scales included; of a GPU, tables of words are none."""
     total = 0
     for module in modules:
         total += sum(parameter.nbytes for parameter in module.parameters())
-        scales = (part.weight_scale for part in module.modules() if isinstance(part, Projection))
-        total += sum(scale.nbytes for scale in scales if scale is not None)
+        for part in module.modules():
+            if isinstance(part, Projection) and part.weight_scale is not None:
+                total += part.weight_scale.nbytes
+            elif isinstance(part, WordTable) and device.type == "cuda":
+                total -= part.weight.nbytes
     return total
 
 
@@ -92,10 +96,10 @@ def kl_decoder_bytes(pixels: int, widths: Sequence[int]) -> int:
 
 
 def deep_compression_bytes(pixels: int, widths: Sequence[int]) -> int:
-    """Estimate a deep-compression decoder's widest moment: a block's input, inside and output at full size.
+    """Estimate a deep-compression decoder's widest moment: a block's input and output, and a strip within.
 
     Args:
         pixels: of the image.
         widths: channels of each level, that of the image's resolution first.
     """
-    return pixels * 4 * widths[0] * _ELEMENT
+    return pixels * 3 * widths[0] * _ELEMENT

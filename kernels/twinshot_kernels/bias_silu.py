@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_kernels._activation import silu
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
@@ -39,7 +40,7 @@ def _bias_silu_kernel(
     inside = (row < rows) & (channel < channels)
     value = tl.load(x + row * channels + channel, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    y = value / (1.0 + tl.exp(-value))
+    y = silu(value, False)
     tl.store(out + row * channels + channel, y.to(out.dtype.element_ty), mask=inside)
 
 

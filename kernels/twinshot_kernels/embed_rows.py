@@ -19,7 +19,7 @@ from twinshot_kernels._triton import jit, tl
 def embed_rows_reference(table: Tensor, ids: Tensor, factor: float = 1.0) -> Tensor:
     """Look up and scale in plain torch; see :func:`embed_rows`."""
     rows = functional.embedding(ids.to(table.device), table).to(ids.device)
-    return (rows.float() * factor).to(table.dtype)
+    return rows if factor == 1 else (rows.float() * factor).to(table.dtype)
 
 
 @jit

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_kernels._activation import silu
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._images import ImageTiles
 from twinshot_kernels._triton import jit, tl
@@ -69,12 +70,6 @@ def channel_lines(
 
 
 @jit
-def silu(x: tl.tensor) -> tl.tensor:
-    """Compute ``x / (1 + exp(-x))``."""
-    return x / (1.0 + tl.exp(-x))
-
-
-@jit
 def _group_norm_silu_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -104,7 +99,7 @@ def _group_norm_silu_kernel(
         place = start + first.to(tl.int64) * channels + (row * channels + channel)
         y = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - centre) * slope + shift
         if SILU:
-            y = silu(y)
+            y = silu(y, False)
         # Results leave the cache before what is left to read does.
         tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from twinshot_kernels._activation import silu
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._images import ImageTiles
 from twinshot_kernels._triton import jit, tl, triton
-from twinshot_kernels.group_norm_silu import channel_lines, check_statistics, group_norm_silu_reference, silu
+from twinshot_kernels.group_norm_silu import channel_lines, check_statistics, group_norm_silu_reference
 from twinshot_kernels.group_statistics import launch_statistics
 
 MAX_PROGRAMS = 512
@@ -81,7 +82,7 @@ def _group_norm_silu_taps_kernel(
         inside = first + row < pixels
         place = x + start * channels + (row * channels + channel)
         value = tl.load(place, mask=inside & (channel < channels), other=0.0).to(tl.float32)
-        y = silu((value - centre) * slope + shift).to(matrix.dtype)
+        y = silu((value - centre) * slope + shift, False).to(matrix.dtype)
         products = tl.dot(y, matrix, input_precision="ieee").to(out.dtype.element_ty)
         tl.store(out + start * count + (row * count + column), products, mask=inside & (column < count))
 

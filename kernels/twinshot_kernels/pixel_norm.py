@@ -36,6 +36,12 @@ def pixel_norm_reference(
     return _wide(x, weight, bias, eps, residual).to(x.dtype).contiguous()
 
 
+def _into_reference(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
+) -> None:
+    out.copy_(pixel_norm_reference(x, weight, bias, eps, residual))
+
+
 def pixel_norm_taps_reference(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, eps: float) -> Tensor:
     """Normalise, activate and multiply in plain torch; see :func:`pixel_norm_taps`."""
     active = _wide(x, weight, bias, eps, None).relu().to(x.dtype)
@@ -120,9 +126,10 @@ def _tile(channels: int, least: int) -> dict[str, int]:
     return {"ROWS": max(least, ELEMENTS_PER_TILE // block), "BLOCK": block, "num_warps": NUM_WARPS}
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
-    x = x.contiguous()
-    out, channels = torch.empty_like(x), x.shape[-1]
+def _launch(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None
+) -> None:
+    x, channels = x.contiguous(), x.shape[-1]
     rows, tile = x.numel() // channels, _tile(channels, 1)
     _pixel_norm_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
         x,
@@ -135,7 +142,6 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tenso
         eps,
         **tile,
     )
-    return out
 
 
 def _launch_taps(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, eps: float) -> Tensor:
@@ -159,7 +165,7 @@ def _launch_taps(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, eps: flo
     return out
 
 
-_pixel_norm = register("pixel_norm", pixel_norm_reference, _launch)
+_pixel_norm = register("pixel_norm", _into_reference, _launch, mutates=["out"])
 _pixel_norm_taps = register("pixel_norm_taps", pixel_norm_taps_reference, _launch_taps)
 
 
@@ -170,7 +176,13 @@ def _check(x: Tensor, **vectors: Tensor) -> None:
 
 
 def pixel_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Normalise the channels of each pixel, and add to the result.
 
@@ -180,6 +192,7 @@ def pixel_norm(
         bias: ``[C]``.
         eps: added to the mean square.
         residual: of the shape of ``x``, added at the end.
+        out: where to put the result: of the shape and type of ``x``, contiguous.
 
     Returns:
         A contiguous tensor of the shape and type of ``x``; arithmetic is fp32.
@@ -190,10 +203,18 @@ def pixel_norm(
     _check(x, weight=weight, bias=bias)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}; accepted: {tuple(x.shape)}.")
-    if needs_gradient(x, weight, bias, residual):
-        return pixel_norm_reference(x, weight, bias, eps, residual)
-    result: Tensor = _pixel_norm(x, weight, bias, eps, residual)
-    return result
+    if out is not None and (out.shape, out.dtype, out.is_contiguous()) != (x.shape, x.dtype, True):
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)} with strides {out.stride()}; "
+            f"accepted: contiguous {x.dtype} {tuple(x.shape)}."
+        )
+    # What is exported is written out of place: other runtimes have no views to write to.
+    if torch.compiler.is_exporting() or needs_gradient(x, weight, bias, residual):
+        result = pixel_norm_reference(x, weight, bias, eps, residual)
+        return result if out is None else out.copy_(result)
+    target = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    _pixel_norm(target, x, weight, bias, eps, residual)
+    return target
 
 
 def pixel_norm_taps(x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, eps: float) -> Tensor:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_kernels._activation import silu as _silu
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._rows import check_same_shape
 from twinshot_kernels._triton import jit, tl, triton
-from twinshot_kernels.group_norm_silu import silu as _silu
 
 # Of one program: enough bytes on their way for a pass at full speed, few enough to stay in registers.
 ELEMENTS = 4096
@@ -92,7 +92,7 @@ def _rms_norm_silu_kernel(
         inverse = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / channels + eps)
         h = value * inverse * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
         if SILU:
-            h = _silu(h)
+            h = _silu(h, False)
         tl.store(out + place, h.to(out.dtype.element_ty), mask=inside)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from twinshot_kernels._activation import silu
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._rows import (
     as_rows,
@@ -58,7 +59,7 @@ def _swiglu_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     opening = load_row(gate, row * gate_stride, columns, width)
     passing = load_row(up, row * up_stride, columns, width)
-    y = opening / (1.0 + tl.exp(-opening)) * passing
+    y = silu(opening, False) * passing
     store_row(y, out, row_scale, row, columns, width)
 
 

@@ -1,15 +1,19 @@
 """What a model will need is told before anything is allocated."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from twinshot_engine.checkpoint import CheckpointError
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import NotEnoughMemoryError
+from twinshot_engine.families import plan
 from twinshot_engine.memory import compare, kl_decoder_bytes, stream_bytes, weight_bytes, workspace_bytes
+from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.precision import Projection
 
-CUDA = torch.device("cuda", 0)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def workspace(size: tuple[int, int] = (1024, 1024), batch: int = 1, cache: int = 0) -> int:
@@ -25,8 +29,19 @@ def test_weights_are_counted_with_their_scales() -> None:
     with torch.device("meta"):
         plain, quantized = Projection(32, 64).to(torch.bfloat16), Projection(32, 64)
     quantized.quantize()
-    assert weight_bytes([plain]) == 2 * 32 * 64
-    assert weight_bytes([plain, quantized]) == 2 * 32 * 64 + 32 * 64 + 4 * 64
+    assert weight_bytes([plain], CPU) == 2 * 32 * 64
+    assert weight_bytes([plain, quantized], CPU) == 2 * 32 * 64 + 32 * 64 + 4 * 64
+    assert weight_bytes([plain, quantized], CUDA) == weight_bytes([plain, quantized], CPU)
+
+
+def test_a_table_of_words_takes_nothing_of_a_gpu(tiny: Path) -> None:
+    checkpoint, config = find_checkpoint(str(tiny)), EngineConfig(str(tiny))
+    on_cpu, on_gpu = (
+        plan(checkpoint, config, Placement(device, "bf16")).weight_bytes for device in (CPU, CUDA)
+    )
+    sizes = checkpoint.read_json("text_encoder", "config.json")
+    table = 2 * sizes["vocab_size"] * sizes["hidden_size"]
+    assert on_gpu == on_cpu | {"text encoder": on_cpu["text encoder"] - table}
 
 
 def test_workspace_grows_with_the_largest_size_batch_and_cache() -> None:

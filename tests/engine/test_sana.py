@@ -34,6 +34,7 @@ from twinshot_engine.errors import CheckpointError, InvalidRequestError
 from twinshot_engine.random_weights import PUBLISHED
 from twinshot_engine.text.instruction import INSTRUCTION, instructed
 from twinshot_engine.types import GenerateRequest
+from twinshot_engine.vae import deep_compression_blocks
 
 PROMPTS = ["a photo of a Red apple ", "two blue vases, " * 13]
 SIDE, SEED = 256, 11
@@ -205,6 +206,29 @@ def test_states_are_those_that_the_pipeline_selects(plain: Path) -> None:
             length = model.encode(*tokens)[1]
         assert int(length) == int(mask.sum())
         assert far(states[:, : int(length)], expected[:, : int(length)]) < 1e-4
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("most", [1, 800, 5000, 13_000, 10**9])
+def test_cuts_through_pictures_leave_no_trace(
+    plain: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deep_compression_blocks, "STRIP_BYTES", most)
+    latents, decoder = torch.randn(3, VAE["latent_channels"], 7, 5), load(plain).model.decoder
+    expected = AutoencoderDC.from_pretrained(plain / "vae").decode(latents / VAE["scaling_factor"]).sample
+    assert far(decoder(latents), expected) < 1e-5
+
+
+@pytest.mark.parametrize("most", [1, 2 * 5 * 8, 100, 7 * 5 * 8, 2 * 7 * 5 * 8, 10**9])
+def test_strips_cover_every_row_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deep_compression_blocks, "STRIP_BYTES", most)
+    x = torch.zeros(3, 7, 5, 4, dtype=torch.int16)
+    for some, first, last in deep_compression_blocks.strips(x.shape, x.element_size()):
+        strip = x[some, first:last]
+        strip += 1
+        assert strip.is_contiguous()
+        assert strip.nbytes <= max(most, 5 * 8)
+    assert x.eq(1).all()
 
 
 def change_config(folder: Path, part: str, **values: object) -> Path:

@@ -71,7 +71,10 @@ def samples(place: str) -> dict[str, list[tuple[Any, ...]]]:
         "gated_residual": [(x, y, scale), (half, half.flip(0), per_image)],
         "embed_rows": [(y[0].contiguous(), torch.tensor([[2, 0], [1, 1]]).to(place), 3.0)],
         "bias_silu": [(y, scale), (half, scale)],
-        "pixel_norm": [(y, scale, scale, EPS, None), (half, scale, scale, EPS, half.flip(0))],
+        "pixel_norm": [
+            (torch.empty_like(y), y, scale, scale, EPS, None),
+            (torch.empty_like(half), half, scale, scale, EPS, half.flip(0)),
+        ],
         "pixel_norm_taps": [(y, scale, scale, x[0].t(), EPS)],
         "linear_attention": [(heads, heads.flip(0), heads)],
         "depthwise_glu": [(tokens, tokens[0, 0], scale[:8])],

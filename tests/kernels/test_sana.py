@@ -19,7 +19,8 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 LAYOUTS = pytest.mark.parametrize("layout", ["whole", "slice", "spread"])
 # The interpreter multiplies the bits of bf16 as integers.
 HALF = {"interpreter": torch.float16, "reference": torch.bfloat16, "cuda": torch.bfloat16}
-IMAGES = pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 3, 11, 24), (1, 9, 5, 136)])
+# Smaller than what one program does, more than one, and with columns and channels left over.
+IMAGES = pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 3, 11, 24), (1, 9, 5, 136), (1, 17, 19, 8)])
 
 
 @pytest.fixture(params=["fp32", "half"])
@@ -89,9 +90,14 @@ def test_depthwise_glu(device: str, agree: Agree, dtype: torch.dtype, shape: tup
     agree(result, gated(x.double(), taps.double(), bias.double()), gated(x, taps, bias))
 
 
-@pytest.mark.parametrize(("side", "dim"), [(3, 8), (5, 24), (5, 32)])
-def test_depthwise_mix(device: str, agree: Agree, dtype: torch.dtype, side: int, dim: int) -> None:
-    x = torch.randn(2, 5, 7, 3 * dim).to(device, dtype)
+@pytest.mark.parametrize(
+    ("side", "dim", "shape"),
+    [(1, 8, (1, 3, 2)), (3, 8, (1, 1, 1)), (3, 8, (1, 17, 18)), (5, 24, (2, 5, 7)), (5, 32, (1, 3, 18))],
+)
+def test_depthwise_mix(
+    device: str, agree: Agree, dtype: torch.dtype, side: int, dim: int, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(*shape, 3 * dim).to(device, dtype)
     taps, mix = (
         torch.randn(side * side, 3 * dim).to(device, dtype),
         torch.randn(3, dim, dim).to(device, dtype),
@@ -155,6 +161,14 @@ def test_pixel_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str, a
     result = ops.pixel_norm(x, weight, bias, EPS, residual=other if added else None)
     exact = pixel_norm(x.double(), weight.double(), bias.double()) + added * other.double()
     agree(result, exact, pixel_norm(x, weight.to(dtype), bias.to(dtype)) + added * other)
+
+
+def test_pixel_norm_writes_where_it_is_told_to(rows: Rows) -> None:
+    x, vector = rows("whole", 2, 7, 40), rows("whole", 40)
+    whole = torch.zeros(4, 7, 40, device=x.device)
+    assert ops.pixel_norm(x, vector, vector, EPS, out=whole[1:3]).data_ptr() == whole[1].data_ptr()
+    assert torch.equal(whole[1:3], ops.pixel_norm(x, vector, vector, EPS))
+    assert not whole[::3].any()
 
 
 def test_pixel_norm_taps_are_those_of_a_convolution(device: str, agree: Agree, dtype: torch.dtype) -> None:
@@ -248,6 +262,11 @@ def test_layer_norm(rows: Rows, agree: Agree, dtype: torch.dtype, layout: str) -
         (lambda x: ops.bias_silu(x, x[0, 0, 0, 1:]), "bias has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0, 1:], x[0, 0, 0], EPS), "weight has shape"),
         (lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, residual=x[0]), "residual has shape"),
+        (lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, out=x[0]), "out is torch.float32"),
+        (
+            lambda x: ops.pixel_norm(x, x[0, 0, 0], x[0, 0, 0], EPS, out=x.mT.contiguous().mT),
+            "accepted: contiguous",
+        ),
         (lambda x: ops.pixel_norm_taps(x, x[0, 0, 0], x[0, 0, 0], x[0, 0, 1:], EPS), "taps have shape"),
         (lambda x: ops.upsample_shortcut(x, x[0, 0, 0], x, shuffled=True), "is not what"),
         (lambda x: ops.capped_attention(x, x, x, x, x, scale=1, cap=1, window=1), "accepted"),

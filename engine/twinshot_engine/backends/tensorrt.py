@@ -66,7 +66,7 @@ class TensorRTBackend:
 
     def prepare(self, advertised: Advertised) -> Iterator[tuple[str, float]]:
         """Make a context for every stage and shape, and run it, which compiles and captures."""
-        self._batch_sizes = tuple(advertised.batch_sizes)
+        self._batch_sizes = sorted(advertised.batch_sizes, reverse=True)
         work = self._work(advertised)
         for done, (name, bind) in enumerate(work):
             yield name, done / len(work)
@@ -101,21 +101,22 @@ class TensorRTBackend:
         return self._runs[stage, shapes](*arguments)
 
     def _work(self, advertised: Advertised) -> list[tuple[str, Callable[[], None]]]:
-        """What to prepare, with a name for people."""
+        """What to prepare, with a name for people, the largest first so that others share its buffers."""
+        tokens = sorted(advertised.tokens, reverse=True)
         constants = next(iter(self._model.passes.values()))[0]
         fixed = (tuple(constants.modulation.shape), tuple(constants.weights.shape))
         work: list[tuple[str, Callable[[], None]]] = []
-        for size, batch in product(advertised.sizes, advertised.batch_sizes):
+        for size, batch in product(advertised.sizes, self._batch_sizes):
             latents = (batch, *self._model.latent_shape(*size))
             name = f"{size[0]}x{size[1]}"
             work.append((f"decoder {name}", partial(self._bind, DECODER, size, (latents,))))
-            for tokens in advertised.tokens:
-                captions = ((batch, *like.shape[1:]) for like in self._model.caption_like(tokens))
+            for count in tokens:
+                captions = ((batch, *like.shape[1:]) for like in self._model.caption_like(count))
                 bind = partial(self._bind, TRANSFORMER, size, (latents, latents, *fixed, *captions))
-                work.append((f"transformer {name}, {tokens} tokens", bind))
-        for tokens, batch in product(advertised.tokens, advertised.batch_sizes):
-            bind = partial(self._bind, TEXT, None, ((batch, tokens), (batch,)))
-            work.append((f"text encoder, {tokens} tokens", bind))
+                work.append((f"transformer {name}, {count} tokens", bind))
+        for count, batch in product(tokens, self._batch_sizes):
+            bind = partial(self._bind, TEXT, None, ((batch, count), (batch,)))
+            work.append((f"text encoder, {count} tokens", bind))
         return work
 
     def _bind(self, stage: str, size: Size | None, shapes: _Shapes) -> None:

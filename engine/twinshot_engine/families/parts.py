@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,14 +27,12 @@ class Part:
         module: on the meta device, with the types its weights shall have.
         stored: where its weights are.
         slots: from stored names to the module's parameters.
-        finish: called once it is filled, before memory is taken for the next part.
     """
 
     name: str
     module: nn.Module
     stored: StoredPart
     slots: Mapping[str, Slot]
-    finish: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         """Compare headers and module; see :meth:`~twinshot_engine.weights.StoredPart.check`."""
@@ -46,9 +44,9 @@ def modules_of(parts: Iterable[Part]) -> list[nn.Module]:
     return [part.module for part in parts]
 
 
-def part_bytes(parts: Iterable[Part]) -> dict[str, int]:
-    """Bytes of each part's weights as they would be loaded."""
-    return {part.name: weight_bytes([part.module]) for part in parts}
+def part_bytes(parts: Iterable[Part], device: torch.device) -> dict[str, int]:
+    """Bytes of each part's weights as they would be loaded on ``device``."""
+    return {part.name: weight_bytes([part.module], device) for part in parts}
 
 
 def fill_parts(parts: Sequence[Part], device: torch.device, progress: Progress) -> None:
@@ -57,13 +55,12 @@ def fill_parts(parts: Sequence[Part], device: torch.device, progress: Progress) 
     Raises:
         CheckpointError: a file turns out to be damaged.
     """
-    sizes = list(part_bytes(parts).values())
+    sizes = list(part_bytes(parts, device).values())
     ends = [sum(sizes[: i + 1]) / sum(sizes) for i in range(len(sizes))]
     for part, start, end in zip(parts, [0.0, *ends[:-1]], ends, strict=True):
         progress(part.name, start)
         span = partial(_report_within, progress, part.name, start, end)
         part.stored.fill(part.module, part.slots, device, span)
-        part.finish()
 
 
 def advertised_card(

@@ -176,7 +176,7 @@ def plan_sana(
     """Plan a SANA checkpoint; see :class:`~twinshot_engine.families.model.FamilyPlanner`."""
     found = _find(checkpoint, config, placement, variant=variant)
     return Plan(
-        part_bytes(found.parts),
+        part_bytes(found.parts, placement.device),
         found.workspace_bytes,
         found.card.sizes.listed,
         str(found.card.sizes),
@@ -207,7 +207,7 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *,
         transformer = _build_transformer(checkpoint, stored, variant)
         decoder = checkpoint.build("vae", _build_decoder)
     parts = (
-        Part("text encoder", text, _find_encoder(checkpoint), encoder_slots(text), text.release_table),
+        Part("text encoder", text, _find_encoder(checkpoint), encoder_slots(text)),
         Part("transformer", transformer, stored, folded_slots(transformer)),
         Part("decoder", decoder, _find_decoder(checkpoint), same_names(decoder)),
     )

@@ -115,7 +115,7 @@ def plan_stable_diffusion_3(checkpoint: Checkpoint, config: EngineConfig, placem
     """Plan a checkpoint; see :class:`~twinshot_engine.families.model.FamilyPlanner`."""
     found = find(checkpoint, config, placement)
     return Plan(
-        part_bytes(found.parts),
+        part_bytes(found.parts, placement.device),
         found.workspace_bytes,
         found.card.sizes.listed,
         str(found.card.sizes),

@@ -131,7 +131,7 @@ def _find_encoders(checkpoint: Checkpoint, config: JointConfig) -> tuple[JointEn
     ]
     if long is not None:
         stored = t5.find_encoder(checkpoint, T5)
-        parts.append(Part(T5, long, stored, t5.encoder_slots(long), long.release_table))
+        parts.append(Part(T5, long, stored, t5.encoder_slots(long)))
     _check_widths(checkpoint, (first.config, second.config), long, config)
     return JointEncoders(first, second, long, config.joint_attention_dim), parts
 

@@ -136,7 +136,7 @@ def plan_z_image(checkpoint: Checkpoint, config: EngineConfig, placement: Placem
     """Plan a Z-Image checkpoint; see :class:`~twinshot_engine.families.model.FamilyPlanner`."""
     found = _find(checkpoint, config, placement)
     return Plan(
-        part_bytes(found.parts),
+        part_bytes(found.parts, placement.device),
         found.workspace_bytes,
         found.card.sizes.listed,
         str(found.card.sizes),

@@ -24,6 +24,7 @@ from twinshot_engine.precision import (
     modulate,
     takes_rows,
 )
+from twinshot_engine.text.words import WordTable
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
 from twinshot_kernels import attention
 
@@ -77,7 +78,7 @@ class ClipEncoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.token_embedding = WordTable(config.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, width))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = _Norm(width, config.layer_norm_eps)

@@ -26,9 +26,9 @@ from twinshot_engine.precision import (
     takes_rows,
 )
 from twinshot_engine.tables import keep
-from twinshot_engine.text.words import move_to_host
+from twinshot_engine.text.words import WordTable
 from twinshot_engine.weights import Slot, pack, same_names
-from twinshot_kernels import capped_attention, embed_rows, qk_norm_rotary
+from twinshot_kernels import capped_attention, qk_norm_rotary
 
 _SUPPORTED = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
 
@@ -74,7 +74,7 @@ class Gemma2Encoder(nn.Module):
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = WordTable(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config, kind) for kind in config.layer_types or ())
         self.norm = nn.Parameter(torch.empty(config.hidden_size), requires_grad=False)
         self.prefix: list[Prefix] = []
@@ -88,10 +88,6 @@ class Gemma2Encoder(nn.Module):
                 self.get_submodule(name.rpartition(".")[0]).register_parameter(
                     name.rpartition(".")[2], nn.Parameter(parameter.float(), requires_grad=False)
                 )
-
-    def release_table(self) -> None:
-        """Move the table of words to host memory, where it is on a GPU."""
-        move_to_host(self.embed_tokens)
 
     @torch.inference_mode()
     def fold(self, prefix: Tensor) -> None:
@@ -123,7 +119,7 @@ class Gemma2Encoder(nn.Module):
         table = self._rotary_table(len(prefix[0].key), tokens.shape[1], tokens.device)
         # transformers rounds the factor to the type of the weights.
         factor = float(torch.tensor(self.config.hidden_size**0.5, dtype=self.embed_tokens.weight.dtype))
-        x = embed_rows(self.embed_tokens.weight, tokens, factor)
+        x = self.embed_tokens(tokens, factor)
         h = layers[0].open(x)
         made = []
         for layer, after, before in zip_longest(layers, layers[1:], prefix):

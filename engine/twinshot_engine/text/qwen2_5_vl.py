@@ -25,6 +25,7 @@ from twinshot_engine.text.decoder_layer import (
     RotaryLines,
     rename_layer,
 )
+from twinshot_engine.text.words import WordTable
 from twinshot_engine.weights import Slot, StoredPart, same_names
 
 _MODEL_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
@@ -75,7 +76,7 @@ class Qwen25VLEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.sizes = layer_sizes(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = WordTable(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(self.sizes) for _ in range(config.num_hidden_layers))
         self.norm = nn.Parameter(torch.empty(config.hidden_size))
         self.register_buffer("kept", None, persistent=False)

@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.tables import keep
 from twinshot_engine.text.decoder_layer import DecoderLayer, LayerSizes, rename_layer
+from twinshot_engine.text.words import WordTable
 from twinshot_engine.weights import Slot, StoredPart, same_names
 
 
@@ -83,7 +84,7 @@ class Qwen3Encoder(nn.Module):
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = WordTable(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(layer_sizes(config)) for _ in range(config.num_hidden_layers)
         )

@@ -19,9 +19,9 @@ from transformers import T5Config
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.precision import Activation, Projection, add_normalize, gate_gelu, normalize, takes_rows
 from twinshot_engine.tables import keep
-from twinshot_engine.text.words import move_to_host
+from twinshot_engine.text.words import WordTable
 from twinshot_engine.weights import Slot, StoredPart, pack, same_names
-from twinshot_kernels import biased_attention, embed_rows
+from twinshot_kernels import biased_attention
 
 
 def read_config(config: Mapping[str, Any]) -> T5Config:
@@ -45,7 +45,7 @@ class T5Encoder(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = WordTable(config.vocab_size, config.d_model)
         self.position_bias = nn.Parameter(
             torch.empty(config.relative_attention_num_buckets, config.num_heads)
         )
@@ -53,16 +53,12 @@ class T5Encoder(nn.Module):
         self.final_norm = nn.Parameter(torch.empty(config.d_model))
         self._buckets: dict[tuple[int, torch.device], Tensor] = {}
 
-    def release_table(self) -> None:
-        """Move the table of words to host memory, where it is on a GPU."""
-        move_to_host(self.shared)
-
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed token ids ``[B, L]``, padding and all, as ``[B, L, d_model]``."""
         layers = cast("list[_Layer]", list(self.layers))
         bias = self.position_bias[self._position_buckets(tokens.shape[1], tokens.device)]
         bias = bias.permute(2, 0, 1).unsqueeze(0).contiguous()
-        x = embed_rows(self.shared.weight, tokens)
+        x = self.shared(tokens)
         h = normalize(
             x, layers[0].norm1, self.config.layer_norm_epsilon, quantized=takes_rows(layers[0].to_qkv)
         )

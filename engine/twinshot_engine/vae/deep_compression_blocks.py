@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +29,8 @@ from twinshot_kernels import (
 )
 
 EPS = 1e-5
+STRIP_BYTES = 2**25
+"""Most that a residual block holds of what its first convolution makes."""
 
 
 def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -43,6 +49,23 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+def strips(shape: torch.Size, element: int) -> Iterator[tuple[slice, int, int]]:
+    """Divide images ``[B, H, W, C]`` into contiguous strips of at most :data:`STRIP_BYTES`, or of one row.
+
+    Args:
+        shape: of the images.
+        element: bytes of a value.
+
+    Yields:
+        Which images, their first row, and the row behind the last: some rows of one image, or several whole.
+    """
+    batch, height, *pixel = shape
+    lines = max(1, STRIP_BYTES // (math.prod(pixel) * element))
+    count = max(1, lines // height)
+    for start, first in product(range(0, batch, count), range(0, height, lines)):
+        yield slice(start, min(start + count, batch)), first, min(first + lines, height)
+
+
 class Norm(nn.Module):
     """Root-mean-square norm of pixels, and what is added to it."""
 
@@ -51,12 +74,14 @@ class Norm(nn.Module):
         self.weight = frozen(stored.get_parameter("weight"), torch.float32)
         self.bias = frozen(stored.get_parameter("bias"), torch.float32)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Normalise ``[B, H, W, C]`` and add ``residual``."""
-        return pixel_norm(x, self.weight, self.bias, EPS, residual=residual)
+    def forward(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalise ``[B, H, W, C]`` and add ``residual``; see :func:`twinshot_kernels.pixel_norm`."""
+        return pixel_norm(x, self.weight, self.bias, EPS, residual=residual, out=out)
 
 
 class _ResBlock(nn.Module):
+    """Two convolutions, strip by strip, so that what lies between them is never there as a whole."""
+
     def __init__(self, block: StoredResBlock, dtype: torch.dtype) -> None:
         super().__init__()
         self.conv1 = frozen(block.conv1.weight, dtype)
@@ -65,9 +90,22 @@ class _ResBlock(nn.Module):
         self.norm = Norm(block.norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self.norm(self._convolve(x), x)  # type: ignore[no-any-return]
+        out = torch.empty_like(x)
+        for some, first, last in strips(x.shape, x.element_size()):
+            self._write(out[some, first:last], x[some], first, last)
+        return out
+
+    def _write(self, out: Tensor, x: Tensor, first: int, last: int) -> None:
+        """Compute some rows of images."""
+        top = max(first - 2, 0)  # two rows are spoiled by the zeros that each convolution sees beyond a cut
+        hidden = self._convolve(x[:, top : last + 2])[:, first - top : last - top]
+        self.norm(hidden, x[:, first:last], out)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         hidden = bias_silu(rows(functional.conv2d(images(x), self.conv1, padding=1)), self.bias1)
-        hidden = rows(functional.conv2d(images(hidden), self.conv2, padding=1))
-        return self.norm(hidden, x)  # type: ignore[no-any-return]
+        return rows(functional.conv2d(images(hidden), self.conv2, padding=1))
 
 
 class _Attention(nn.Module):
