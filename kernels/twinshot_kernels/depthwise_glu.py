@@ -23,8 +23,8 @@ from twinshot_kernels._depthwise import add_row, load_taps
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
-PAIRS = 8
-CHANNELS = 32
+PAIRS = 4
+CHANNELS = 64
 ROWS = 16
 NUM_WARPS = 2
 STAGES = 3

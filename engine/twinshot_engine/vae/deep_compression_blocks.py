@@ -30,7 +30,7 @@ from twinshot_kernels import (
 
 EPS = 1e-5
 STRIP_BYTES = 2**25
-"""Most that a residual block holds of what its first convolution makes."""
+"""Most that a residual block holds of what its first convolution makes, for each image of a batch."""
 
 
 def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -50,7 +50,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def strips(shape: torch.Size, element: int) -> Iterator[tuple[slice, int, int]]:
-    """Divide images ``[B, H, W, C]`` into contiguous strips of at most :data:`STRIP_BYTES`, or of one row.
+    """Divide images ``[B, H, W, C]`` into contiguous strips of at most :data:`STRIP_BYTES` for each, or of one row.
+
+    Cuts cost time, and the more images there are, the less a strip adds to what they hold anyway.
 
     Args:
         shape: of the images.
@@ -60,7 +62,7 @@ def strips(shape: torch.Size, element: int) -> Iterator[tuple[slice, int, int]]:
         Which images, their first row, and the row behind the last: some rows of one image, or several whole.
     """
     batch, height, *pixel = shape
-    lines = max(1, STRIP_BYTES // (math.prod(pixel) * element))
+    lines = max(1, batch * STRIP_BYTES // (math.prod(pixel) * element))
     count = max(1, lines // height)
     for start, first in product(range(0, batch, count), range(0, height, lines)):
         yield slice(start, min(start + count, batch)), first, min(first + lines, height)
