@@ -109,7 +109,8 @@ def test_chinese_needs_no_spaces(
 
 
 def test_a_model_without_chinese_gets_english_words() -> None:
-    lexicon = Lexicon(SHIPPED["vocabulary"], SHIPPED["near"])
+    card = describe(languages=("en",))
+    lexicon = Lexicon(card["vocabulary"], card["near"])
     assert lexicon.read("一辆红色的汽车").prompt.split() == ["一辆", "red", "car"]
     assert told(lexicon, "两只狮子") == {"两": "two", "只": None, "狮子": "lion"}
 

@@ -88,7 +88,7 @@ class World:
     a core if 0.
     """
 
-    scenes: int = 250_000
+    scenes: int = 400_000
     scene_variations: int = 32
     plain_variations: int = 12
     pool: int = 32_768
@@ -106,7 +106,7 @@ _AUTOENCODER_OPTIMIZER = OptimizerSettings(
 class AutoencoderSettings:
     """Stage 1."""
 
-    seconds: float = 100.0
+    seconds: float = 150.0
     batch: int = 64
     ema: float = 0.995
     kl_weight: float = 2e-4
@@ -123,9 +123,9 @@ _FLOW_OPTIMIZER = OptimizerSettings(
 class FlowSettings:
     """Stage 2: flow matching, text encoder and transformer together."""
 
-    seconds: float = 255.0
+    seconds: float = 560.0
     batch: int = 512
-    ema: float = 0.998
+    ema: float = 0.999
     caption_drop: float = 0.1
     long_share: float = 0.1
     optimizer: OptimizerSettings = _FLOW_OPTIMIZER
@@ -150,7 +150,7 @@ class TwinFlowSettings:
     more of than one step's noise can tell apart.
     """
 
-    seconds: float = 60.0
+    seconds: float = 370.0
     batch: int = 512
     ema: float = 0.995
     long_share: float = 0.1
