@@ -50,7 +50,7 @@ def rows(x: Tensor) -> Tensor:
 
 
 def strips(shape: torch.Size, element: int) -> Iterator[tuple[slice, int, int]]:
-    """Divide images ``[B, H, W, C]`` into contiguous strips of at most :data:`STRIP_BYTES` for each, or of one row.
+    """Divide images ``[B, H, W, C]`` into contiguous strips of :data:`STRIP_BYTES` for each, or of one row.
 
     Cuts cost time, and the more images there are, the less a strip adds to what they hold anyway.
 
