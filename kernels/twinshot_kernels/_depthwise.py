@@ -24,6 +24,15 @@ def load_taps(
 
 
 @jit
+def count_if(holds: tl.tensor, count: int) -> tl.tensor:
+    """Count the channels of a row, ``count`` or none, to compare a block of channels with.
+
+    A scalar mask that met the block's own would do, but Triton 3.9's interpreter refuses what they make.
+    """
+    return tl.where(holds, count, 0)
+
+
+@jit
 def _add(
     sums: tl.tuple, value: tl.tensor, taps: tl.tuple, COLUMN: tl.constexpr, SIDE: tl.constexpr
 ) -> tl.tuple:

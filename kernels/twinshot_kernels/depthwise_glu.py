@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinshot_kernels._activation import approximates, silu
-from twinshot_kernels._depthwise import add_row, load_taps
+from twinshot_kernels._depthwise import add_row, count_if, load_taps
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
@@ -72,7 +72,7 @@ def _depthwise_glu_kernel(
     up, up_right, gate, gate_right = (zero, zero), (zero, zero), (zero, zero), (zero, zero)
     for step in tl.range(0, ROWS + 2, num_stages=STAGES):
         row = first_row + step - 1
-        inside = kept & (row >= 0) & (row < height)
+        inside = channel < count_if((row >= 0) & (row < height), channels)
         line = x + (image + row * width) * stride
         up, up_right = add_row(
             up + (zero,),
@@ -104,7 +104,7 @@ def _depthwise_glu_kernel(
         )
         left = (up[0] + up_bias) * silu(gate[0] + gate_bias, APPROXIMATE)
         right = (up_right[0] + up_bias) * silu(gate_right[0] + gate_bias, APPROXIMATE)
-        done = kept & (step >= 2) & (row - 1 < height)
+        done = channel < count_if((step >= 2) & (row - 1 < height), channels)
         target = out + (image + (row - 1) * width) * channels + (column * channels + channel)
         tl.store(target, left.to(out.dtype.element_ty), mask=done & (column < width))
         tl.store(target + channels, right.to(out.dtype.element_ty), mask=done & (column + 1 < width))

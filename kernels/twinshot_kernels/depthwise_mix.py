@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from twinshot_kernels._depthwise import add_row, load_taps
+from twinshot_kernels._depthwise import add_row, count_if, load_taps
 from twinshot_kernels._dispatch import needs_gradient, register
 from twinshot_kernels._triton import jit, tl, triton
 
@@ -84,7 +84,7 @@ def _depthwise_mix_kernel(
             group * dim + lane,
             width,
             channels,
-            (lane < dim) & (row >= 0) & (row < height),
+            lane < count_if((row >= 0) & (row < height), dim),
             loaded,
             SIDE,
             False,
@@ -93,7 +93,8 @@ def _depthwise_mix_kernel(
         # Side by side, both columns of all pairs are rows enough for the matrix units.
         tile = tl.reshape(tl.permute(tl.join(even[0], odd[0]), (0, 2, 1)), (2 * PAIRS, DIM))
         mixed = tl.dot(tile.to(matrix.dtype), matrix, input_precision=PRECISION)
-        done = (step >= SIDE - 1) & (row - reach < height) & (column < width) & (target < dim)
+        below = (step >= SIDE - 1) & (row - reach < height)
+        done = (column < width) & (target < count_if(below, dim))
         begin = image + (row - reach) * width
         own = tl.load(x + begin * channels + (column * channels + channel), mask=done, other=0.0)
         place = out + begin * 2 * channels + (column * 2 * channels + channel)

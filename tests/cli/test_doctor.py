@@ -82,7 +82,7 @@ def test_an_engine_that_dies_at_its_start_is_a_fault(monkeypatch: pytest.MonkeyP
 def test_people_read_a_line_a_check() -> None:
     result = CliRunner().invoke(app, ["doctor", "--device", "cpu"])
     assert result.exit_code == 0
-    assert "ok     model files   builtin, ZImagePipeline, 43.5 MB" in result.stdout
+    assert "ok     model files   builtin, ZImagePipeline, 43.7 MB" in result.stdout
     assert result.stdout.splitlines()[-1] == "0 faults."
 
 

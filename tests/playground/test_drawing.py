@@ -125,11 +125,11 @@ def test_an_input_method_composes_in_peace(page: Playground) -> None:
 
 
 def test_unknown_words_are_marked_and_told(page: Playground) -> None:
-    prompt = "a red castle, two dragons and a zorp"
+    prompt = "a red palace, two dragons and a zorp"
     page.type(prompt)
     page.wait_for_picture(prompt=prompt)
-    page.until(lambda: page.page.locator("mark").all_inner_texts() == ["castle", "dragons", "zorp"])
-    told = "This model was never taught: castle (house instead), dragons (dinosaurs instead), zorp"
+    page.until(lambda: page.page.locator("mark").all_inner_texts() == ["palace", "dragons", "zorp"])
+    told = "This model was never taught: palace (castle instead), dragons (dinosaurs instead), zorp"
     assert page.text("#note") == told
     page.page.fill("#prompt", "")
     assert page.text("#note") == ""

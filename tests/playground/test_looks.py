@@ -92,8 +92,8 @@ def full(playground: Playground) -> Playground:
     """The page with everything on it that may be seen."""
     playground.open()
     playground.page.check("[name=n][value='2']")
-    playground.page.fill("#prompt", "a red castle")
-    playground.wait_for_picture(prompt="a red castle", tile=1)
+    playground.page.fill("#prompt", "a red palace")
+    playground.wait_for_picture(prompt="a red palace", tile=1)
     playground.until(lambda: playground.page.locator("#history button").count() > 0)
     for summary in playground.page.locator("summary").all():
         summary.click()
@@ -148,7 +148,7 @@ def test_every_control_has_a_name(make_playground: Make, miniature: Server) -> N
     assert {
         ("textbox", "Type what you want to see"),
         ("button", "Previous seed"),
-        ("button", "a red castle, seed 7"),
+        ("button", "a red palace, seed 7"),
         ("combobox", "Size"),
     } <= set(controls)
 
@@ -160,10 +160,10 @@ def test_screen_readers_hear_what_matters_and_no_more(make_playground: Make, min
       for (const region of document.querySelectorAll("[role=status], [role=alert]"))
         new MutationObserver(() => heard.push(region.textContent)).observe(region, { childList: true });
     """)
-    page.type("a blue castle on a beach", delay=60)
-    page.until(lambda: "Picture of a blue castle on a beach" in " ".join(page.page.evaluate("heard")))
+    page.type("a blue palace on a beach", delay=60)
+    page.until(lambda: "Picture of a blue palace on a beach" in " ".join(page.page.evaluate("heard")))
     heard = page.page.evaluate("heard.filter(Boolean)")
-    assert heard.count("This model was never taught: castle (house instead)") == 1
+    assert heard.count("This model was never taught: palace (castle instead)") == 1
     assert len([text for text in heard if text.startswith("Picture of")]) == 1
 
 

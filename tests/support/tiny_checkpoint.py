@@ -36,7 +36,7 @@ TRANSFORMER: dict[str, Any] = {
 }
 TEXT_ENCODER: dict[str, Any] = {
     "model_type": "qwen3",
-    "vocab_size": 2048,
+    "vocab_size": 2560,
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
