@@ -7,7 +7,7 @@ the SiLU of a value is taken for the two pairs that need it and not for all nine
 
 Bound by its arithmetic, not by bytes: with three exact SiLUs a value, one for each column that needs it, it
 took 205 us on an H100 at 128x128 pixels of 4096 channels in bf16, .98 TB/s, and 41 us at 32x32 of 11200. With
-two, each of one special instruction, its loop has 29 instructions a value instead of 70.
+two, each of one special instruction, it takes 107 and 26 us, where a copy of as many bytes takes 68 and 13.
 
 Source: Xie et al., arXiv 2410.10629 (Mix-FFN).
 """

@@ -8,7 +8,7 @@ hand. It must read ``x`` and write ``y`` once. A program walks down some rows of
 
 With every pixel fetched for each of its 25 taps, which then were products of matrices, it took 193 us on an
 H100 at 128x128 pixels of 1536 channels in bf16, bound by the cache's bandwidth. Now it fetches five for each
-pixel, and its loop has 53 instructions a value instead of 127.
+pixel, and takes 110 us, where a copy of as many bytes takes 52.
 
 Source: Cai et al., arXiv 2205.14756 (multi-scale linear attention).
 """

@@ -1,6 +1,6 @@
 """Train the auditor, calibrate it and freeze it: ``python -m twinshot_distill.auditor.train --out FOLDER``.
 
-About an hour and a half on one CPU core. Run it before a generator is trained, never after one was judged.
+About an hour on one CPU core. Run it before a generator is trained, never after one was judged.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main(
     steps: Annotated[int, typer.Option(help="optimiser steps")] = 6_000,
     batch: Annotated[int, typer.Option(help="pictures a step")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, or cuda for minutes instead of hours")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     remeasure: Annotated[bool, typer.Option(help="measure the frozen auditor again, train nothing")] = False,
 ) -> None:
     """Train, freeze, calibrate and measure; or calibrate and measure a frozen auditor again."""
