@@ -19,7 +19,13 @@ from typer.testing import CliRunner
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluation.comparison import Scoring, score, serving, sheet_trials
-from twinshot_distill.evaluation.comparison_report import as_markdown, curve, picture_sheet, write_comparison
+from twinshot_distill.evaluation.comparison_report import (
+    MEASURES,
+    as_markdown,
+    curve,
+    picture_sheet,
+    write_comparison,
+)
 from twinshot_distill.miniature.autoencoder import new_autoencoder
 from twinshot_distill.miniature.compare import main
 from twinshot_distill.miniature.denoiser import Denoiser
@@ -105,7 +111,7 @@ def test_tables_hold_means_and_costs() -> None:
     assert "0.100" not in text
     assert "512 rows a step, seed 0, GPU H100, torch 2.11, 2026-11-25." in text
     assert "never GenEval scores" in text
-    assert curve([*rows, score_row("dmd2", 4, 0.5)], "unseen").count("<polyline") == 2
+    assert curve([*rows, score_row("dmd2", 4, 0.5)], "unseen", "score").count("<polyline") == 2
 
 
 def test_what_is_scored_is_kept_and_the_report_written(tmp_path: Path) -> None:
@@ -123,7 +129,9 @@ def test_what_is_scored_is_kept_and_the_report_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "comparison.json").read_text()) == rows
     assert [row["method"] for row in rows] == ["rcgm", "dmd2", "rcgm", "rcgm", "dmd2", "dmd2"]
     assert (tmp_path / "comparison.md").read_text() == as_markdown(rows)
-    assert (tmp_path / "comparison-unseen.svg").read_text() == curve(rows, "unseen")
+    for measure in MEASURES:
+        drawn = (tmp_path / f"comparison-unseen-{measure}.svg").read_text()
+        assert drawn == curve(rows, "unseen", measure)
     assert (tmp_path / "comparison.webp").is_file()
 
 

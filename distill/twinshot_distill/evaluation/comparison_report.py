@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from twinshot_distill.evaluation.comparison import FLOW_GUIDANCE, Row, Scoring, 
 from twinshot_distill.evaluation.statistics import wilson
 from twinshot_distill.miniature.methods import COST
 from twinshot_distill.world.captions import plain_caption
+
+MEASURES = {"score": "score", "fidelity": "fidelity_median"}
+"""What curves show, and the column of a row that holds it."""
 
 _TILE, _MARGIN, _TEXT = 128, 100, 44
 _NOTE = (
@@ -46,8 +50,8 @@ def write_comparison(folder: Path, methods: Sequence[str], plan: Scoring) -> lis
         rows = [*costs, *scores]
         (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
         (folder / "comparison.md").write_text(as_markdown(rows))
-        for split in plan.splits:
-            (folder / f"comparison-{split}.svg").write_text(curve(rows, split))
+        for split, measure in product(plan.splits, MEASURES):
+            (folder / f"comparison-{split}-{measure}.svg").write_text(curve(rows, split, measure))
         strips = {method: Image.open(folder / method / "one_step.png") for method in methods}
         captions = [plain_caption(trial.scene) for trial in sheet_trials()]
         picture_sheet(strips, captions).save(folder / "comparison.webp", quality=82, method=6)
@@ -56,13 +60,13 @@ def write_comparison(folder: Path, methods: Sequence[str], plan: Scoring) -> lis
     return rows
 
 
-def curve(rows: Sequence[Row], split: str) -> str:
-    """Mean score over steps as SVG, a line a method."""
+def curve(rows: Sequence[Row], split: str, measure: str) -> str:
+    """The mean of one of `MEASURES` over steps as SVG, a line a method."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in _means(rows, split):
-        series.setdefault(row["method"], []).append((row["steps"], row["score"]))
+        series.setdefault(row["method"], []).append((row["steps"], row[MEASURES[measure]]))
     ordered = {method: sorted(points) for method, points in series.items()}
-    return line_chart(f"Score, {split}", ordered, x_label="steps", logarithmic=True)
+    return line_chart(f"{measure.capitalize()}, {split}", ordered, x_label="steps", logarithmic=True)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
