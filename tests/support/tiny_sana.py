@@ -51,6 +51,21 @@ VAE = {
     "upsample_block_type": "interpolate",
     "scaling_factor": 0.41407,
 }
+LITE = {
+    "latent_channels": 4,
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": (8, 8, 16, 16, 16, 16),
+    "decoder_block_out_channels": (8, 8, 16, 16, 16, 16),
+    "encoder_layers_per_block": (0, 1, 1, 1, 1, 1),
+    "decoder_layers_per_block": (0, 3, 5, 4, 4, 4),
+    "encoder_qkv_multiscales": ((),) * 6,
+    "decoder_qkv_multiscales": ((),) * 6,
+    "upsample_block_type": "pixel_shuffle",
+    "decoder_conv_act_fn": "silu",
+    "scaling_factor": 0.41407,
+}
+"""The layers of DC-AE lite's decoder, whose last convolution doubles the size, on narrow levels."""
 TEXT = Gemma2Config(
     vocab_size=400,
     hidden_size=40,
@@ -87,10 +102,12 @@ def shake(module: nn.Module, std: float) -> None:
         parameter.data.add_(torch.randn_like(parameter), alpha=std)
 
 
-def write(folder: Path, transformer: dict[str, object], *, sprint: bool) -> Path:
+def write(
+    folder: Path, transformer: dict[str, object], *, sprint: bool, vae_config: dict[str, object] = VAE
+) -> Path:
     """Save random parts as a pipeline's folder."""
     torch.manual_seed(7)
-    network, vae, text = SanaTransformer2DModel(**transformer), AutoencoderDC(**VAE), Gemma2Model(TEXT)
+    network, vae, text = SanaTransformer2DModel(**transformer), AutoencoderDC(**vae_config), Gemma2Model(TEXT)
     for module, std in ((network, 0.1), (vae, 0.05), (text, 0.2)):
         shake(module, std)
     tokenizer = make_tokenizer()

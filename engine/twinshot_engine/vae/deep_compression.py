@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twinshot_engine.vae.deep_compression_blocks import EPS, Norm, build_block, frozen, images
+from twinshot_engine.vae.deep_compression_config import DeepCompressionConfig
 from twinshot_engine.vae.deep_compression_stored import StoredDeepCompression, StoredUpsampler
 from twinshot_engine.vae.folding import folded_kernel
 from twinshot_engine.vae.pixel_decoder import PixelDecoder
@@ -48,20 +49,21 @@ class _LastConvolution(nn.Module):
 
 
 class _LastUpsampling(nn.Module):
-    """Norm, ReLU and a convolution that doubles the size: the end of a lighter variant."""
+    """Norm, activation and a convolution that doubles the size: the end of a lighter variant."""
 
     def __init__(
-        self, norm: nn.Module, upsampler: StoredUpsampler, dtype: torch.dtype, interpolate: bool
+        self, norm: nn.Module, upsampler: StoredUpsampler, config: DeepCompressionConfig, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.norm, self.interpolate = Norm(norm), interpolate
+        self.norm, self.interpolate = Norm(norm), config.interpolate
+        self.activation = functional.silu if config.conv_act_fn == "silu" else functional.relu
         weight = upsampler.conv.weight
-        self.weight = frozen(folded_kernel(weight) if interpolate else weight, dtype)
+        self.weight = frozen(folded_kernel(weight) if config.interpolate else weight, dtype)
         self.bias = frozen(upsampler.conv.get_parameter("bias"), torch.float32)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Map ``[B, H, W, C]`` to ``[B, out, 2H, 2W]`` fp32."""
-        active = images(pixel_norm(x, self.norm.weight, self.norm.bias, EPS).relu())
+        active = images(self.activation(pixel_norm(x, self.norm.weight, self.norm.bias, EPS)))
         if self.interpolate:
             doubled = functional.conv_transpose2d(active, self.weight, stride=2, padding=1)
             return doubled.float() + self.bias[:, None, None]
@@ -96,7 +98,7 @@ class DeepCompressionDecoder(PixelDecoder):
             layers.up_blocks[level] = nn.Sequential()  # two forms of one level at a time
         last = layers.conv_out
         self.last = (
-            _LastUpsampling(layers.norm_out, last, dtype, interpolate=config.interpolate)
+            _LastUpsampling(layers.norm_out, last, config, dtype)
             if isinstance(last, StoredUpsampler)
             else _LastConvolution(layers.norm_out, last, dtype)
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BLOCKS = ("ResBlock", "EfficientViTBlock")
+LAST_ACTIVATIONS = ("relu", "silu")
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class DeepCompressionConfig:
     """Sizes and constants of a decoder; names are those of ``config.json`` without ``decoder_``.
 
     Levels are listed from the image's resolution to the latents'. A lighter variant has no layers at the
-    first level: its last convolution doubles the size.
+    first level: its last convolution doubles the size, and SiLU may stand before it in ReLU's place.
 
     Raises:
         ValueError: a value is not supported; the message names it and what is accepted.
@@ -29,6 +30,7 @@ class DeepCompressionConfig:
     qkv_multiscales: tuple[tuple[int, ...], ...]
     interpolate: bool
     in_shortcut: bool
+    conv_act_fn: str
     scaling_factor: float
 
     def __post_init__(self) -> None:
@@ -42,6 +44,15 @@ class DeepCompressionConfig:
             raise ValueError(f"layers_per_block {self.layers_per_block} may be 0 at the first level alone")
         if any(len(scales) > 1 for scales in self.qkv_multiscales):
             raise ValueError(f"qkv_multiscales {self.qkv_multiscales} has a level of more than one scale")
+        if self.conv_act_fn not in LAST_ACTIVATIONS:
+            raise ValueError(
+                f"conv_act_fn {self.conv_act_fn!r} is not supported: {' and '.join(LAST_ACTIVATIONS)} are"
+            )
+        if self.conv_act_fn != "relu" and self.layers_per_block[0] > 0:
+            raise ValueError(
+                f"conv_act_fn {self.conv_act_fn!r} is only supported where layers_per_block begins with 0, "
+                f"and it is {self.layers_per_block}: elsewhere 'relu' is"
+            )
 
     @property
     def downscale(self) -> int:
@@ -57,7 +68,7 @@ class DeepCompressionConfig:
         """
         values = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
         widths = tuple(values["decoder_block_out_channels"])
-        for key, supported in (("norm_types", "rms_norm"), ("act_fns", "silu"), ("conv_act_fn", "relu")):
+        for key, supported in (("norm_types", "rms_norm"), ("act_fns", "silu")):
             given = values[f"decoder_{key}"]
             if set([given] if isinstance(given, str) else given) != {supported}:
                 raise ValueError(f"decoder_{key} {given!r} is not supported: {supported!r} is")
@@ -72,6 +83,7 @@ class DeepCompressionConfig:
             qkv_multiscales=tuple(tuple(scales) for scales in values["decoder_qkv_multiscales"]),
             interpolate=_interpolates(values["upsample_block_type"]),
             in_shortcut=values["decoder_in_shortcut"],
+            conv_act_fn=values["decoder_conv_act_fn"],
             scaling_factor=values["scaling_factor"],
         )
 
