@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,8 +153,10 @@ def _recognise(path: Path, stored: Headers) -> tuple[str, Repack, Headers]:
     )
 
 
-def _repacks() -> Iterator[tuple[str, Repack]]:
-    return ((name, family.repack) for name, family in FAMILIES.items() if family.repack is not None)
+def _repacks() -> list[tuple[str, Repack]]:
+    """Of every family, those with more marks first: another's marks may be some of theirs."""
+    found = [(name, family.repack) for name, family in FAMILIES.items() if family.repack is not None]
+    return sorted(found, key=lambda entry: -len(entry[1].marks))
 
 
 def _other_family(what: str, family: str, base: Checkpoint, remedy: str = "") -> CheckpointError:

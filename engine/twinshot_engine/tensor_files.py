@@ -30,6 +30,7 @@ class Header(NamedTuple):
         shape: of what is read of it.
         kind: the stored type, as the file calls it.
         rows: which rows are read; all if None.
+        turned: how many of the first of these come last instead.
     """
 
     path: Path
@@ -37,6 +38,15 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     kind: str
     rows: slice | None = None
+    turned: int = 0
+
+    def take(self, whole: Tensor) -> Tensor:
+        """Take the rows that are read from all that the file stores."""
+        return self.turn(whole if self.rows is None else whole[self.rows])
+
+    def turn(self, rows: Tensor) -> Tensor:
+        """Put the rows that are read in their order."""
+        return rows.roll(-self.turned, 0) if self.turned else rows
 
 
 def read_headers(path: Path) -> list[Header]:
@@ -62,10 +72,10 @@ def opened(path: Path, device: torch.device) -> Iterator[Callable[[Header], Tens
     """
     if path.suffix == GGUF:
         with gguf_file.opened(path) as tensor:
-            yield lambda header: tensor(header.key, header.rows).reshape(header.shape).to(device)
+            yield lambda header: header.turn(tensor(header.key, header.rows).reshape(header.shape).to(device))
         return
     with _opened_safetensors(path, str(device)) as file:
-        yield lambda header: _read_safetensors(file, header).reshape(header.shape)
+        yield lambda header: header.turn(_read_safetensors(file, header).reshape(header.shape))
 
 
 def _read_safetensors(file: Any, header: Header) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copy, copytree
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
+from twinshot_engine.errors import CheckpointError
 from twinshot_engine.schedule import Steps
 from twinshot_engine.types import GenerateRequest
 
@@ -124,6 +125,20 @@ def test_a_lone_transformer_is_completed_by_a_base(folder: Path, bare: Engine, t
     stored = load_file(folder / STORED)
     save_file({f"model.diffusion_model.{name}": tensor for name, tensor in stored.items()}, path)
     assert torch.equal(load(path, base=str(folder)).latents([REQUEST]), bare.latents([REQUEST]))
+
+
+def test_a_lone_sprint_is_not_taken_for_sana(tmp_path: Path) -> None:
+    """It has all of SANA's names."""
+    sprint = tiny_sana.write(tmp_path / "sprint", tiny_sana.SPRINT, sprint=True)
+    plain = tiny_sana.write(tmp_path / "plain", tiny_sana.TRANSFORMER, sprint=False)
+    path = Path(copy(sprint / STORED, tmp_path / "alone.safetensors"))
+    served, expected = load(path, base=str(sprint)), load(sprint)
+    assert served.info.family == "SanaSprintPipeline"
+    assert torch.equal(served.latents([REQUEST]), expected.latents([REQUEST]))
+    with pytest.raises(CheckpointError, match=r"such as '.*/Sana_Sprint_1.6B_1024px_diffusers'"):
+        load(path)
+    with pytest.raises(CheckpointError, match=r"is of SanaSprintPipeline, but the base .* of SanaPipeline"):
+        load(path, base=str(plain))
 
 
 def test_the_base_takes_guidance_and_any_steps_see_both_times(folder: Path) -> None:

@@ -22,7 +22,8 @@ class Repack(NamedTuple):
     """How files with one family's transformer alone are known and read.
 
     Attributes:
-        marks: names that together no other family's transformers have, in diffusers' form.
+        marks: names that together no other family's transformers have, in diffusers' form, unless that
+            family has these marks and more.
         translate: from a file's names, without their common prefix, to diffusers'; others stay.
         base: a Hub id of a checkpoint that has the other parts.
     """

@@ -305,6 +305,13 @@ SANA_REPACK = Repack(
 )
 """Transformer-only files of ``SanaPipeline``, under diffusers' names."""
 
+SANA_SPRINT_REPACK = Repack(
+    SANA_REPACK.marks | {"time_embed.guidance_embedder.linear_1.weight"},
+    SANA_REPACK.translate,
+    "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+)
+"""Likewise of ``SanaSprintPipeline``, which has all of SANA's names and an embedder of guidance."""
+
 
 def _family(variant: _Variant) -> Family:
     return Family(
@@ -315,7 +322,7 @@ def _family(variant: _Variant) -> Family:
             "transformer": lambda config: StoredTransformer(LinearAttentionConfig.from_dict(config)),
             "vae": _build_decoder,
         },
-        SANA_REPACK if variant.guidance is None else None,
+        SANA_REPACK if variant.guidance is None else SANA_SPRINT_REPACK,
     )
 
 

@@ -20,7 +20,7 @@ from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.families.model import Adaptable, Family, Folded, Like, Model, Plan, Progress
 from twinshot_engine.families.parts import fill_parts, modules_of, part_bytes
 from twinshot_engine.families.passes import distinct_times, make_passes
-from twinshot_engine.families.repacked import Repack
+from twinshot_engine.families.stable_diffusion_3_keys import STABLE_DIFFUSION_3_REPACK
 from twinshot_engine.families.stable_diffusion_3_parts import find
 from twinshot_engine.memory import check_memory
 from twinshot_engine.schedule import advance
@@ -141,15 +141,6 @@ def _t5_form(config: Mapping[str, Any]) -> nn.Module:
     encoder = t5.T5Encoder(t5.read_config(config))
     return stored_form(stored_shapes(encoder, t5.encoder_slots(encoder)))
 
-
-STABLE_DIFFUSION_3_REPACK = Repack(
-    frozenset(
-        ("context_embedder.weight", "pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight")
-    ),
-    lambda headers: headers,
-    "stabilityai/stable-diffusion-3.5-medium",
-)
-"""Transformer-only files of ``StableDiffusion3Pipeline``, under diffusers' names."""
 
 STABLE_DIFFUSION_3 = Family(
     load_stable_diffusion_3,

@@ -59,8 +59,9 @@ def find_lora(source: AdapterSource, stored: Headers, translate: Callable[[Heade
             down, up = (read(headers[key]).clone() for key in (keys.down, keys.up))
             scale = config.scale(name, len(down), float(read(headers[keys.alpha])) if keys.alpha else None)
             whole = LowRank(down, up, scale * source.scale)
-            for weight, rows in _targets(path, name, headers[keys.up], stored, translate):
-                updates[weight] = whole if rows is None else replace(whole, up=up[rows])
+            update = headers[keys.up]._replace(shape=(len(up), down.shape[1]))
+            for weight, part in _targets(path, name, update, stored, translate).items():
+                updates[weight] = replace(whole, up=part.take(up))
                 _check_fit(path, keys, updates[weight], weight, stored[weight])
     return Lora(path, updates)
 
@@ -77,19 +78,27 @@ def _check_pair(path: Path, headers: Headers, keys: Keys) -> None:
 def _targets(
     path: Path,
     name: str,
-    up: Header,
+    update: Header,
     stored: Headers,
     translate: Callable[[Headers], Headers],
-) -> list[tuple[str, slice | None]]:
-    """The stored weights that a module's update changes, each with its rows of the up matrix."""
+) -> Headers:
+    """The stored weights that a module's update changes, each with what it takes of the up matrix.
+
+    Args:
+        path: the file.
+        name: the module's.
+        update: the up matrix's key, with the shape of the weight that its update is for.
+        stored: the transformer's tensors.
+        translate: see :func:`find_lora`.
+    """
     weight = f"{name}.weight"
     if weight in stored:
-        return [(weight, None)]
-    found = [(part, header.rows) for part, header in translate({weight: up}).items()]
-    if not found or any(part not in stored for part, _ in found):
+        return {weight: update}
+    found = translate({weight: update})
+    if not found or not found.keys() <= stored.keys():
         raise CheckpointError(
-            f"{quoted(path)} has {up.key!r}, but this transformer has no {weight!r} to adapt: the adapter "
-            "was made for another family."
+            f"{quoted(path)} has {update.key!r}, but this transformer has no {weight!r} to adapt: the "
+            "adapter was made for another family."
         )
     return found
 
