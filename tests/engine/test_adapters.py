@@ -287,10 +287,10 @@ WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "convolution": (
         {
-            f"{MODULE}.lora_A.weight": torch.ones(4, 64, 1, 1),
+            f"{MODULE}.lora_A.weight": torch.ones(4, 64, 3, 3),
             f"{MODULE}.lora_B.weight": torch.ones(64, 4, 1, 1),
         },
-        "which share no rank",
+        r"of \[4, 64, 3, 3\] and .* which share no rank: .* or of a 1x1 convolution",
     ),
     "another width": (
         {f"{MODULE}.lora_A.weight": torch.ones(4, 96), f"{MODULE}.lora_B.weight": torch.ones(64, 4)},

@@ -52,6 +52,9 @@ SD3_MODULES = [
 SANA_MODULES = [
     *(f"transformer_blocks.{block}.attn1.to_{part}" for block, part in enumerate("qkv")),
     *(f"transformer_blocks.1.attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    "transformer_blocks.0.ff.conv_inverted",  # 1x1 convolutions
+    "transformer_blocks.2.ff.conv_point",
+    "patch_embed.proj",
     "caption_projection.linear_1",
     "time_embed.linear",
     "time_embed.emb.timestep_embedder.linear_1",
@@ -101,9 +104,9 @@ def test_a_twinflow_lora_is_merged_and_switched(
     merged = Path(copytree(folder, tmp_path / "merged"))
     weights, tensors = load_file(merged / STORED), {}
     for module in case.modules:
-        rows, columns = weights[f"{module}.weight"].shape
-        down, up = torch.randn(RANK, columns) * 0.1, torch.randn(rows, RANK) * 0.1
-        weights[f"{module}.weight"] += ALPHA / RANK * up @ down
+        rows, columns, *kernel = weights[f"{module}.weight"].shape
+        down, up = (torch.randn(*shape, *kernel) * 0.1 for shape in ((RANK, columns), (rows, RANK)))
+        weights[f"{module}.weight"] += ALPHA / RANK * torch.einsum("or...,ri...->oi...", up, down)
         tensors |= {f"transformer.{module}.lora_A.weight": down, f"transformer.{module}.lora_B.weight": up}
         tensors[f"transformer.{module}.alpha"] = torch.tensor(ALPHA)
     save_file(weights, merged / STORED)

@@ -23,6 +23,10 @@ class LowRank:
     scale: float
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Return the updated weight ``[out, in]`` in fp32, so that it is rounded once, where it is kept."""
+        """Return the updated weight in fp32, so that it is rounded once, where it is kept.
+
+        Args:
+            weight: ``[out, in]``, or of a 1x1 convolution ``[out, in, 1, 1]``.
+        """
         up, down = (factor.to(weight.device, torch.float32) for factor in (self.up, self.down))
-        return torch.addmm(weight.float(), up, down, alpha=self.scale)
+        return torch.addmm(weight.float().flatten(1), up, down, alpha=self.scale).view(weight.shape)

@@ -56,7 +56,7 @@ def find_lora(source: AdapterSource, stored: Headers, translate: Callable[[Heade
     with opened(path, torch.device("cpu")) as read:
         for module, keys in modules.items():
             name = find_module(module, flat)
-            down, up = (read(headers[key]).clone() for key in (keys.down, keys.up))
+            down, up = (read(headers[key]).flatten(1).clone() for key in (keys.down, keys.up))
             scale = config.scale(name, len(down), float(read(headers[keys.alpha])) if keys.alpha else None)
             whole = LowRank(down, up, scale * source.scale)
             update = headers[keys.up]._replace(shape=(len(up), down.shape[1]))
@@ -67,12 +67,17 @@ def find_lora(source: AdapterSource, stored: Headers, translate: Callable[[Heade
 
 
 def _check_pair(path: Path, headers: Headers, keys: Keys) -> None:
-    down, up = headers[keys.down], headers[keys.up]
-    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+    down, up = headers[keys.down].shape, headers[keys.up].shape
+    if any(len(_as_matrix(shape)) != 2 for shape in (down, up)) or down[0] != up[1]:
         raise CheckpointError(
-            f"{quoted(path)} has {keys.down!r} of {list(down.shape)} and {keys.up!r} of {list(up.shape)}, "
-            "which share no rank: they must be [rank, in] and [out, rank]."
+            f"{quoted(path)} has {keys.down!r} of {list(down)} and {keys.up!r} of {list(up)}, which share no "
+            "rank: they must be [rank, in] and [out, rank], or of a 1x1 convolution."
         )
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Take a 1x1 convolution for the matrix that it is."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _targets(
@@ -105,7 +110,7 @@ def _targets(
 
 def _check_fit(path: Path, keys: Keys, update: LowRank, weight: str, header: Header) -> None:
     shape = update.up.shape[0], update.down.shape[1]
-    if header.shape != shape:
+    if _as_matrix(header.shape) != shape:
         raise CheckpointError(
             f"{quoted(path)} has an update of {list(shape)} in {keys.up!r} and {keys.down!r}, but {weight!r} "
             f"is {list(header.shape)}: the adapter was made for another model."
