@@ -22,7 +22,7 @@ from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 
 _COLUMNS = 8
-_TILE = 160
+_TILE = 260
 _TEXT = 34
 
 
@@ -33,8 +33,8 @@ def compose_sheet(pictures: NDArray[np.uint8], captions: list[str]) -> Image.Ima
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for index, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
         x, y = index % _COLUMNS * _TILE, index // _COLUMNS * (_TILE + _TEXT)
-        sheet.paste(Image.fromarray(picture).resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x, y))
-        lines = textwrap.wrap(words.removeprefix("a photo of "), 27)[:2]
+        sheet.paste(Image.fromarray(picture), (x, y))
+        lines = textwrap.wrap(words.removeprefix("a photo of "), 44)[:2]
         pen.text((x + 1, y + _TILE - 3), "\n".join(lines), fill="black", font=font, spacing=1)
     return sheet
 
