@@ -113,6 +113,10 @@ class Model(ABC):
     def parts(self) -> Mapping[str, nn.Module]:
         """What is loaded, by the names that ``EngineInfo.parameters`` gives."""
 
+    def negative_ids(self) -> list[int]:
+        """Token ids of what guidance leads away from, as the family's pipeline encodes it."""
+        return self.tokenizer.encode(self.negative_prompt)
+
     @abstractmethod
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed token ids ``[B, L]`` of true ``length`` ``[B]`` as all that the transformer reads of them."""
