@@ -234,7 +234,7 @@ class Engine:
         """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32.
 
         With guidance (Ho and Salimans, arXiv 2207.12598) each step is taken with the prompt and with the
-        negative one. A step is linear in the velocity, so the steps are combined in the velocities' stead.
+        negative one, and the model makes one of both.
         """
         batches = self._split(captions)
         negative = self._split(self._negative(len(captions))) if guidance != 1 else []
@@ -243,7 +243,8 @@ class Engine:
             fresh = noise.draw() if constants.renoises else None
             moved = self._move(latents, fresh, batches, constants)
             if negative:
-                moved = torch.lerp(self._move(latents, fresh, negative, constants), moved, guidance)
+                without = self._move(latents, fresh, negative, constants)
+                moved = self._model.guide(latents, moved, without, guidance)
             latents = moved
         return latents
 

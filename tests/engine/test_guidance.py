@@ -49,6 +49,9 @@ FAMILIES = {
         SanaPipeline, lambda guidance: {"guidance_scale": guidance, "use_resolution_binning": False}
     ),
     "sd3.5": Guided(StableDiffusion3Pipeline, lambda guidance: {"guidance_scale": guidance}),
+    "qwen-image": Guided(
+        QwenImagePipeline, lambda guidance: {"true_cfg_scale": guidance, "negative_prompt": " "}
+    ),
 }
 
 

@@ -131,6 +131,25 @@ class Model(ABC):
     ) -> Tensor:
         """Move latents ``[B, C, h, w]`` fp32 along one pass; the last two arguments are a :class:`Pass`'s."""
 
+    def guide(
+        self,
+        latents: Tensor,  # noqa: ARG002
+        moved: Tensor,
+        without: Tensor,
+        guidance: float,
+    ) -> Tensor:
+        """Combine a step that was taken twice, outside of what a backend captures.
+
+        A step is linear in the velocity, so the steps are combined in the velocities' stead.
+
+        Args:
+            latents: before the step, ``[B, C, h, w]`` fp32.
+            moved: after it, taken with the prompt.
+            without: after it, taken with :meth:`negative_ids`.
+            guidance: above 1 leads away from those.
+        """
+        return torch.lerp(without, moved, guidance)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` fp32 to ``[B, H, W, 3]`` uint8."""
         return self.decoder.decode_to_bytes(latents)
