@@ -223,7 +223,7 @@ class Engine:
 
     def encode_text(self, requests: Sequence[GenerateRequest]) -> list[Caption]:
         """Embed the prompts, or take them from the cache; new ones of one length may share a pass."""
-        return self._encode([request.prompt for request in requests])
+        return self._encode([self._model.tokenizer.encode(request.prompt) for request in requests])
 
     def draw_noise(self, requests: Sequence[GenerateRequest]) -> Noise:
         """Seed a generator for every request."""
@@ -234,7 +234,7 @@ class Engine:
         """Run the transformer along a schedule and return its estimate of the data, ``[B, C, h, w]`` fp32.
 
         With guidance (Ho and Salimans, arXiv 2207.12598) each step is taken with the prompt and with the
-        negative one. A step is linear in the velocity, so the steps are combined in the velocities' stead.
+        negative one, and the model makes one of both.
         """
         batches = self._split(captions)
         negative = self._split(self._negative(len(captions))) if guidance != 1 else []
@@ -243,12 +243,13 @@ class Engine:
             fresh = noise.draw() if constants.renoises else None
             moved = self._move(latents, fresh, batches, constants)
             if negative:
-                moved = torch.lerp(self._move(latents, fresh, negative, constants), moved, guidance)
+                without = self._move(latents, fresh, negative, constants)
+                moved = self._model.guide(latents, moved, without, guidance)
             latents = moved
         return latents
 
     def _negative(self, count: int) -> list[Caption]:
-        return self._encode([self._model.negative_prompt]) * count
+        return self._encode([self._model.negative_ids()]) * count
 
     def _move(
         self, latents: Tensor, fresh: Tensor | None, batches: Sequence[tuple[_Rows, Caption]], constants: Pass
@@ -276,8 +277,8 @@ class Engine:
         torch.cuda.current_stream(images.device).synchronize()
         return pinned.numpy()
 
-    def _encode(self, prompts: Sequence[str]) -> list[Caption]:
-        texts = [tuple(self._model.tokenizer.encode(prompt)) for prompt in prompts]
+    def _encode(self, prompts: Sequence[list[int]]) -> list[Caption]:
+        texts = [tuple(ids) for ids in prompts]
         found = {ids: self._cache.get(self._cache_key(ids)) for ids in dict.fromkeys(texts)}
         new = [ids for ids, caption in found.items() if caption is None]
         made = dict(self._encode_new(new))

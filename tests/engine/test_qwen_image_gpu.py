@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from qwen_image_checkpoint import tiny_configs
@@ -9,6 +11,7 @@ from qwen_image_checkpoint import tiny_configs
 from twinshot_engine import random_weights
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
+from twinshot_engine.schedule import Steps
 from twinshot_engine.transformer.lanes import SWITCH
 from twinshot_engine.types import GenerateRequest
 
@@ -51,6 +54,15 @@ def test_replay_equals_eager(
     expected = eager.latents(REQUESTS)
     for _ in range(3):  # a race between lanes need not show at once
         assert far(fused.latents(REQUESTS), expected) < 1e-2
+
+
+@pytest.mark.parametrize("batch_sizes", [(1,), (1, 2)])
+def test_guided_replay_equals_eager(batch_sizes: tuple[int, ...]) -> None:
+    steps = (1, Steps(3, "multi"))
+    requests = [replace(request, steps=3, guidance=4.0) for request in REQUESTS]
+    expected = load(precision="fp32", backend="eager", steps=steps).latents(requests)
+    fused = load(precision="fp32", batch_sizes=batch_sizes, steps=steps)
+    assert far(fused.latents(requests), expected) < 1e-3
 
 
 @pytest.mark.parametrize("lane", ["0", "1"])

@@ -113,6 +113,10 @@ class Model(ABC):
     def parts(self) -> Mapping[str, nn.Module]:
         """What is loaded, by the names that ``EngineInfo.parameters`` gives."""
 
+    def negative_ids(self) -> list[int]:
+        """Token ids of what guidance leads away from, as the family's pipeline encodes it."""
+        return self.tokenizer.encode(self.negative_prompt)
+
     @abstractmethod
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed token ids ``[B, L]`` of true ``length`` ``[B]`` as all that the transformer reads of them."""
@@ -126,6 +130,25 @@ class Model(ABC):
         self, latents: Tensor, fresh: Tensor, caption: Caption, modulation: Tensor, weights: Tensor
     ) -> Tensor:
         """Move latents ``[B, C, h, w]`` fp32 along one pass; the last two arguments are a :class:`Pass`'s."""
+
+    def guide(
+        self,
+        latents: Tensor,  # noqa: ARG002
+        moved: Tensor,
+        without: Tensor,
+        guidance: float,
+    ) -> Tensor:
+        """Combine a step that was taken twice, outside of what a backend captures.
+
+        A step is linear in the velocity, so the steps are combined in the velocities' stead.
+
+        Args:
+            latents: before the step, ``[B, C, h, w]`` fp32.
+            moved: after it, taken with the prompt.
+            without: after it, taken with :meth:`negative_ids`.
+            guidance: above 1 leads away from those.
+        """
+        return torch.lerp(without, moved, guidance)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` fp32 to ``[B, H, W, 3]`` uint8."""

@@ -86,6 +86,30 @@ class QwenImageModel(Model):
         velocity = self.transformer.predict(latents.to(self.placement.dtype), text, lengths, modulation)
         return advance(latents, velocity.float(), fresh, weights)
 
+    def guide(self, latents: Tensor, moved: Tensor, without: Tensor, guidance: float) -> Tensor:
+        """Combine as ``QwenImagePipeline``: each token's velocity keeps the norm that it has with the prompt.
+
+        What takes guidance draws no noise anew, so a step adds a multiple of the velocity to the latents,
+        which cancels in the ratio of two norms.
+        """
+        patch = self.transformer.config.patch_size
+        step, combined = (
+            _cut(each - latents, patch) for each in (moved, torch.lerp(without, moved, guidance))
+        )
+        return latents + (combined * (_token_norms(step) / _token_norms(combined))).reshape(latents.shape)
+
+
+def _cut(x: Tensor, patch: int) -> Tensor:
+    """View ``[B, C, h, w]`` as ``[B, C, h / patch, patch, w / patch, patch]``."""
+    batch, channels, height, width = x.shape
+    return x.reshape(batch, channels, height // patch, patch, width // patch, patch)
+
+
+def _token_norms(patches: Tensor) -> Tensor:
+    """Norms ``[B, 1, rows, 1, columns, 1]`` of what :func:`_cut` returns, each over one token."""
+    norms: Tensor = torch.linalg.vector_norm(patches, dim=(1, 3, 5), keepdim=True)
+    return norms
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:

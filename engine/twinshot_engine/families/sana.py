@@ -98,6 +98,13 @@ class SanaModel(Model):
         """The three parts."""
         return {"text": self.text, "transformer": self.transformer, "decoder": self.decoder}
 
+    def negative_ids(self) -> list[int]:
+        """Of the instruction alone: the pipeline has none before a negative prompt.
+
+        So nothing but the first token's state is left, as of an empty text, which is that one token.
+        """
+        return self.tokenizer.encode(self.negative_prompt)[: self.dropped]
+
     def encode(self, ids: Tensor, length: Tensor) -> Caption:
         """Embed; the first token's state, which all prompts share, comes before the prompt's."""
         first = self.text.first_state.expand(ids.shape[0], -1, -1)
