@@ -14,6 +14,7 @@ from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import Plan, find_family, plan
 from twinshot_engine.gguf_file import QUANTIZED
+from twinshot_engine.hub import part_names
 from twinshot_engine.lora import find_lora
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
@@ -141,8 +142,8 @@ def _part_names(checkpoint: Checkpoint) -> list[str]:
         index = checkpoint.read_json("model_index.json")
     except CheckpointError:
         index = {}
-    listed = [name for name, value in index.items() if isinstance(value, list) and any(value)]
-    return [name for name in dict.fromkeys((*_USUAL_PARTS, *listed)) if name not in _UNUSED_PARTS]
+    names = dict.fromkeys((*_USUAL_PARTS, *part_names(index)))
+    return [name for name in names if name not in _UNUSED_PARTS]
 
 
 def _look(checkpoint: Checkpoint, name: str) -> Part:
