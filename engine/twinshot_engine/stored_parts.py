@@ -89,8 +89,8 @@ def all_headers(paths: Iterable[Path]) -> dict[str, Header]:
 
 def _shards(index: Path) -> list[Path]:
     by_file = _names_by_file(index)
-    for name, keys in sorted(by_file.items()):
-        _check_shard(index, name, keys)
+    held = sum(_check_shard(index, name, keys) for name, keys in sorted(by_file.items()))
+    _check_size(index, held)
     return [index.parent / name for name in sorted(by_file)]
 
 
@@ -105,8 +105,23 @@ def _names_by_file(index: Path) -> dict[str, set[str]]:
     return by_file
 
 
-def _check_shard(index: Path, name: str, keys: set[str]) -> None:
-    """Compare a shard with what the index says of it."""
+def _check_size(index: Path, held: int) -> None:
+    """Compare the bytes of all tensors with the index's ``total_size``, where it has one.
+
+    Some writers count a tensor that two modules share twice, and no type is given for each tensor; so what
+    is refused is a total that is less than the headers say, or twice as much and more.
+    """
+    metadata = read_json(index).get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
+    if isinstance(total, int | float) and not held <= total < 2 * held:
+        raise CheckpointError(
+            f"{quoted(index)} says that its tensors take {total} bytes in all (total_size), but the headers "
+            f"of the files that it names say {held}: they must be of one download; fetch them again."
+        )
+
+
+def _check_shard(index: Path, name: str, keys: set[str]) -> int:
+    """Compare a shard with what the index says of it; the bytes of the tensors that are said to be there."""
     path = index.parent / name
     if Path(name).name != name or not name.endswith(".safetensors"):
         raise CheckpointError(f"{quoted(index)} names {name!r}, which is not a safetensors file beside it.")
@@ -114,8 +129,10 @@ def _check_shard(index: Path, name: str, keys: set[str]) -> None:
         raise CheckpointError(
             f"{quoted(path)} is missing, though '{index.name}' names it: fetch the checkpoint again."
         )
-    if lacking := sorted(keys - {header.key for header in read_headers(path)}):
+    headers = {header.key: header for header in read_headers(path)}
+    if lacking := sorted(keys - headers.keys()):
         raise CheckpointError(
             f"{quoted(path)} lacks {listed(lacking)}, though '{index.name}' says that it is there: fetch the "
             "checkpoint again."
         )
+    return sum(headers[key].bytes for key in keys)

@@ -56,6 +56,17 @@ def lose_a_shard(folder: Path) -> None:
     )
 
 
+def tensor_bytes(folder: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(folder / WEIGHTS).values())
+
+
+def index_alone(folder: Path, **metadata: object) -> None:
+    """An index of the transformer's one file."""
+    weight_map = dict.fromkeys(load_file(folder / WEIGHTS), Path(WEIGHTS).name)
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     return lambda weights: {key: value for key, value in weights.items() if key != name}
 
@@ -130,6 +141,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shard outside": (point_elsewhere, "which is not a safetensors file beside it"),
     "lost shard": (lose_a_shard, "part-2.safetensors' is missing, though"),
+    "index of a smaller total": (
+        lambda f: index_alone(f, total_size=12345),
+        r"index.json' says that its tensors take 12345 bytes in all \(total_size\), but .* say \d+:",
+    ),
+    "index of wider tensors": (
+        lambda f: index_alone(f, total_size=2 * tensor_bytes(f)),
+        r"bytes in all \(total_size\), but the headers .* say \d+: .* fetch them again",
+    ),
     "empty shard index": (lambda f: (f / f"{WEIGHTS}.index.json").write_text("{}"), "has no weight_map"),
     "other text encoder": (
         lambda f: edit_json(f / "text_encoder/config.json", model_type="llama"),
@@ -236,6 +255,22 @@ def test_shards_are_one_set_of_weights(tiny_copy: Path, load: Load, engine: Engi
             )
         index = whole.with_name(f"{stem}.safetensors.index.json")
         index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_index_may_count_a_shared_tensor_twice(
+    tiny_copy: Path, load: Load, engine: Engine, twice: bool
+) -> None:
+    largest = max(tensor.nbytes for tensor in load_file(tiny_copy / WEIGHTS).values())
+    index_alone(tiny_copy, total_size=float(tensor_bytes(tiny_copy) + twice * largest))
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
+
+
+@pytest.mark.parametrize("metadata", [None, [], {"total_size": None}, {"total_size": "many"}])
+def test_an_index_needs_no_total(tiny_copy: Path, load: Load, engine: Engine, metadata: object) -> None:
+    index_alone(tiny_copy)
+    edit_json(tiny_copy / f"{WEIGHTS}.index.json", metadata=metadata)
     assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
 
 
