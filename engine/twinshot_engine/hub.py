@@ -10,11 +10,9 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.files import read_json, tell
+from twinshot_engine.files import INDEX, read_json, tell
 from twinshot_engine.stored_parts import VARIANTS, file_names, holds_weights
 from twinshot_engine.tensor_files import SUFFIXES
-
-INDEX = "model_index.json"
 
 _HUB_ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<path>[\w.-]+(?:/[\w.-]+)*))?(?:@(?P<revision>[\w./-]+))?"

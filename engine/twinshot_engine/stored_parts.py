@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.files import listed, quoted, read_json
+from twinshot_engine.files import listed, quoted, read_json, remedy
 from twinshot_engine.tensor_files import Header, read_headers
 
 _STEMS = ("diffusion_pytorch_model", "model")
+"""What weights' files are called by diffusers, and by transformers, which writes the text encoders."""
+
+_TEXT_ENCODER = "text_encoder"
 VARIANTS = ("", "bf16", "fp16")
 """Which copies of a part are read, the first that is there: the plain one, or one in half precision."""
 
@@ -48,7 +51,14 @@ def part_files(folder: Path) -> list[Path]:
             f"{quoted(folder)} holds only pickled weights ({pickled[0]}), which are never loaded: use "
             "safetensors."
         )
-    raise CheckpointError(f"{quoted(folder / _STEMS[0])[:-1]}.safetensors' is missing.")
+    path = folder / _single(_STEMS[folder.name.startswith(_TEXT_ENCODER)], "")
+    others = sorted(each.name for each in folder.glob("*.safetensors"))
+    if others:
+        raise CheckpointError(
+            f"{quoted(path)} is missing; {listed(others)} there has a name that is not read: give the file "
+            "that holds the whole part this name, or add the index of its shards."
+        )
+    raise CheckpointError(f"{quoted(path)} is missing: {remedy(path)}.")
 
 
 def _find(folder: Path, variants: Sequence[str]) -> Path | None:

@@ -96,8 +96,9 @@ def test_everything_that_is_missing_is_told_at_once(copy: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     found = inspect(str(copy), code=1)
     said = "\n".join(found["problems"])
-    assert f"'{copy / 'tokenizer'}' is missing:" in said
-    assert f"'{copy / 'vae' / 'diffusion_pytorch_model.safetensors'}' is missing." in said
+    assert f"'{copy / 'tokenizer'}' is missing: name a base (--base) that has this part." in said
+    missing = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    assert f"'{missing}' is missing: fetch it again, or remove '{copy / 'vae'}' and name a base" in said
     assert f"'{weights}' is truncated or not a safetensors file" in said
     assert len(found["problems"]) == 3
     assert {part["name"] for part in found["parts"] if part["problem"]} == {"tokenizer", "vae", "transformer"}
@@ -150,7 +151,8 @@ def test_an_unknown_family_is_told(copy: Path) -> None:
 def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
     (copy / "model_index.json").unlink()
     found = inspect(str(copy), code=1)
-    assert found["problems"] == [f"'{copy / 'model_index.json'}' is missing."]
+    (problem,) = found["problems"]
+    assert problem.startswith(f"'{copy / 'model_index.json'}' is missing: name a folder in diffusers' layout")
     assert found["family"] == "unknown"
     assert [part["name"] for part in found["parts"]] == list(PARTS)
 

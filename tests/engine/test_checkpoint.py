@@ -72,7 +72,10 @@ def drop(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tenso
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json' is missing"),
+    "no index": (
+        lambda f: (f / "model_index.json").unlink(),
+        "model_index.json' is missing: name a folder in diffusers' layout, or a base",
+    ),
     "index not json": (
         lambda f: (f / "model_index.json").write_text("{"),
         "model_index.json' is not readable JSON",
@@ -93,8 +96,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"),
         "is a 'FluxPipeline', which is not supported; supported: .*ZImagePipeline",
     ),
-    "no transformer": (lambda f: shutil.rmtree(f / "transformer"), "transformer.* is missing"),
-    "no config": (lambda f: (f / "transformer/config.json").unlink(), "config.json' is missing"),
+    "no transformer": (
+        lambda f: shutil.rmtree(f / "transformer"),
+        r"transformer.* is missing: name a base \(--base\) that has this part",
+    ),
+    "no config": (
+        lambda f: (f / "transformer/config.json").unlink(),
+        r"config.json' is missing: fetch it again, or remove '.*/transformer' and name a base \(--base\)",
+    ),
     "wrong config type": (
         lambda f: edit_json(f / "transformer/config.json", dim="wide"),
         "config.json' cannot be used",
@@ -107,7 +116,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "transformer/config.json", n_kv_heads=1),
         "cannot be used: n_kv_heads 1 must equal n_heads 2",
     ),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "diffusion_pytorch_model.safetensors' is missing"),
+    "no weights": (
+        lambda f: (f / WEIGHTS).unlink(),
+        r"diffusion_pytorch_model.safetensors' is missing: fetch it again, or remove '.*/transformer' and",
+    ),
+    "no text encoder's weights": (
+        lambda f: (f / "text_encoder/model.safetensors").unlink(),
+        "text_encoder/model.safetensors' is missing: fetch it again, or remove",
+    ),
+    "weights of another name": (
+        lambda f: (f / WEIGHTS).rename(f / "transformer/turbo.fp8.safetensors"),
+        "diffusion_pytorch_model.safetensors' is missing; 'turbo.fp8.safetensors' there has a name that is",
+    ),
     "pickled weights only": (pickle_only, r"only pickled weights \(diffusion_pytorch_model.bin\)"),
     "truncated weights": (lambda f: truncate(f / WEIGHTS, 0.5), "is truncated or not a safetensors file"),
     "truncated header": (lambda f: truncate(f / WEIGHTS, 0.001), "is truncated or not a safetensors file"),
@@ -123,7 +143,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "missing parameter": (
         lambda f: edit_weights(f / WEIGHTS, drop("layers.1.attention.to_q.weight")),
-        "lacks 'layers.1.attention.to_q.weight'",
+        f"{WEIGHTS}' lacks 'layers.1.attention.to_q.weight': fetch it again",
+    ),
+    "another family's transformer": (
+        lambda f: save_file({"pos_embed.proj.weight": torch.ones(1)}, f / WEIGHTS),
+        f"{WEIGHTS}' lacks 'all_final_layer.* more, but has 'pos_embed.proj.weight': it is of another model",
     ),
     "half a second embedder": (
         lambda f: edit_weights(f / WEIGHTS, drop("t_embedder_2.mlp.0.bias")),
