@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.files import INDEX, read_json, tell
@@ -53,11 +54,20 @@ class HubId(NamedTuple):
         try:
             folder = snapshot_download(self.repository, revision=self.revision, allow_patterns=list(patterns))
         except Exception as error:  # the Hub client raises its own errors, its HTTP library's and OSError
-            raise CheckpointError(
-                f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name "
-                "a folder."
-            ) from error
+            raise CheckpointError(self._why_not(error)) from error
         return Path(folder)
+
+    def _why_not(self, error: Exception) -> str:
+        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            return (
+                f"{self.reference!r} is not, or not as a whole, in the Hub client's cache "
+                f"'{constants.HF_HUB_CACHE}', and nothing is downloaded here (HF_HUB_OFFLINE): fetch it with "
+                "'twinshot generate' or 'twinshot serve' first, or name a folder."
+            )
+        return (
+            f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name a "
+            "folder."
+        )
 
     def fetch_folder(self, without_weights_of: Collection[str] = ()) -> tuple[Path, HubId]:
         """Fetch a checkpoint; a folder without an index stands for the only one in it that has one.
