@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import AutoTokenizer
 
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.files import quoted, read_json, tell
+from twinshot_engine.files import INDEX, quoted, read_json, remedy, tell
 from twinshot_engine.stored_parts import all_headers, part_files
 from twinshot_engine.weights import StoredPart
 
@@ -54,7 +54,7 @@ class Checkpoint:
     @property
     def family(self) -> str:
         """The pipeline class that ``model_index.json`` names."""
-        return str(self.read_json("model_index.json").get("_class_name"))
+        return str(self.read_json(INDEX).get("_class_name"))
 
     def read_json(self, *path: str) -> dict[str, Any]:
         """Read one JSON object.
@@ -113,7 +113,7 @@ class Checkpoint:
         """
         folder = self.home(name) / name
         if not folder.is_dir():
-            raise CheckpointError(f"{quoted(folder)} is missing: name a base checkpoint that has one.")
+            raise CheckpointError(f"{quoted(folder)} is missing: {remedy(folder / 'tokenizer.json')}.")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file

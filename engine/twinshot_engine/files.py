@@ -7,6 +7,9 @@ from typing import Any
 
 from twinshot_engine.errors import CheckpointError
 
+INDEX = "model_index.json"
+"""The file that makes a folder a checkpoint, and names its family and parts."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object from a checkpoint.
@@ -17,12 +20,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{quoted(path)} is missing.") from None
+        raise CheckpointError(f"{quoted(path)} is missing: {remedy(path)}.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{quoted(path)} is not readable JSON: {tell(error)}.") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{quoted(path)} holds a {type(content).__name__}, not a JSON object.")
     return dict(content)
+
+
+def remedy(missing: Path) -> str:
+    """What helps where a checkpoint's file is missing: a base supplies parts whose folders are not there."""
+    if missing.name == INDEX:
+        return "name a folder in diffusers' layout, or a base (--base) of the same family, which has it"
+    if not missing.parent.is_dir():
+        return "name a base (--base) that has this part"
+    return f"fetch it again, or remove {quoted(missing.parent)} and name a base (--base) that has this part"
 
 
 def tell(error: BaseException) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.files import tell
+from twinshot_engine.files import INDEX, read_json, tell
+from twinshot_engine.stored_parts import VARIANTS, file_names, holds_weights
 from twinshot_engine.tensor_files import SUFFIXES
-
-INDEX = "model_index.json"
 
 _HUB_ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<path>[\w.-]+(?:/[\w.-]+)*))?(?:@(?P<revision>[\w./-]+))?"
 )
-_KINDS = ("json", "safetensors", "txt", "jinja")
+_CARD = "twinshot.json"
+_SMALL = ("json", "txt", "jinja")
+"""Endings of configs, indexes of shards, and what tokenizers are read from."""
 
 
 class HubId(NamedTuple):
@@ -43,25 +45,29 @@ class HubId(NamedTuple):
         path, revision = self.inside(folder), f"@{self.revision}" if self.revision else ""
         return self._replace(reference=f"{self.repository}/{path}{revision}", path=path)
 
-    def fetch(self, patterns: Sequence[str], without: Collection[str] = ()) -> Path:
+    def fetch(self, patterns: Sequence[str]) -> Path:
         """Fetch the files that match and return the snapshot's folder, named after its commit.
 
         Raises:
             CheckpointError: the repository cannot be reached, and is not cached.
         """
         try:
-            folder = snapshot_download(
-                self.repository,
-                revision=self.revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(without),
-            )
+            folder = snapshot_download(self.repository, revision=self.revision, allow_patterns=list(patterns))
         except Exception as error:  # the Hub client raises its own errors, its HTTP library's and OSError
-            raise CheckpointError(
-                f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name "
-                "a folder."
-            ) from error
+            raise CheckpointError(self._why_not(error)) from error
         return Path(folder)
+
+    def _why_not(self, error: Exception) -> str:
+        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            return (
+                f"{self.reference!r} is not, or not as a whole, in the Hub client's cache "
+                f"'{constants.HF_HUB_CACHE}', and nothing is downloaded here (HF_HUB_OFFLINE): fetch it with "
+                "'twinshot generate' or 'twinshot serve' first, or name a folder."
+            )
+        return (
+            f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name a "
+            "folder."
+        )
 
     def fetch_folder(self, without_weights_of: Collection[str] = ()) -> tuple[Path, HubId]:
         """Fetch a checkpoint; a folder without an index stands for the only one in it that has one.
@@ -87,9 +93,30 @@ class HubId(NamedTuple):
                     f"such as '{self.repository}/{self.inside('file.safetensors')}'."
                 )
             return self.beneath(only).fetch_folder(without_weights_of)
-        wanted = [self.inside(f"{depth}*.{kind}") for depth in ("", "*/") for kind in _KINDS]
-        snapshot = self.fetch(wanted, [self.inside(f"{part}/*.safetensors") for part in without_weights_of])
-        return snapshot / self.path, self
+        parts = part_names(read_json(folder / INDEX))
+        small = [f"{part}/*.{kind}" for part in parts for kind in _SMALL]
+        folder = self.fetch([self.inside(name) for name in (INDEX, _CARD, *small)]) / self.path
+        self._fetch_weights(folder, [part for part in parts if part not in without_weights_of])
+        return folder, self
+
+    def _fetch_weights(self, folder: Path, parts: Sequence[str]) -> None:
+        """Fetch the weights of parts whose configs are in ``folder``: of each in one variant alone.
+
+        Repositories hold much beside what a checkpoint needs: other precisions of a part, and all of it
+        in one file for other programs. Which variant there is shows only where another one was not.
+        """
+        left = [part for part in parts if (folder / part / "config.json").is_file()]
+        for variant in VARIANTS:
+            if not left:
+                return
+            self.fetch(
+                [
+                    self.inside(f"{part}/{name}")
+                    for part in left
+                    for name in file_names(folder / part, variant)
+                ]
+            )
+            left = [part for part in left if not holds_weights(folder / part, [variant])]
 
     def fetch_file(self) -> tuple[Path, str]:
         """Fetch the file that is named; its path and the commit.
@@ -109,6 +136,11 @@ def parse_hub_id(reference: str) -> HubId | None:
     if match is None or ".." in reference.split("/") or reference.startswith((".", "/", "~")):
         return None
     return HubId(reference, match["repository"], match["path"] or "", match["revision"])
+
+
+def part_names(index: Mapping[str, object]) -> list[str]:
+    """The parts that a ``model_index.json`` names; those that a checkpoint was saved without are null."""
+    return [name for name, value in index.items() if isinstance(value, list) and any(value)]
 
 
 def only_checkpoint(folder: Path, reference: str) -> str | None:

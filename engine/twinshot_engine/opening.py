@@ -13,8 +13,8 @@ from twinshot_engine.config import BUILTIN
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import FAMILIES, find_family
 from twinshot_engine.families.repacked import Headers, Repack, strip_prefix
-from twinshot_engine.files import listed, quoted
-from twinshot_engine.hub import INDEX, HubId, only_checkpoint, parse_hub_id
+from twinshot_engine.files import INDEX, listed, quoted
+from twinshot_engine.hub import HubId, only_checkpoint, parse_hub_id
 from twinshot_engine.lora import find_lora
 from twinshot_engine.random_weights import PREFIX, find_random
 from twinshot_engine.stored_parts import all_headers, holds_weights, part_files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,15 @@ SAFETENSORS, GGUF = ".safetensors", ".gguf"
 SUFFIXES = (SAFETENSORS, GGUF)
 READABLE = ("F64", "F32", "F16", "BF16", *gguf_file.QUANTIZED)
 """The stored types whose values can be read."""
+
+_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    "F4": 0.5,
+    **gguf_file.QUANTIZED,
+}
+"""Bytes an element of the types that do not take one."""
 
 
 class Header(NamedTuple):
@@ -47,6 +57,11 @@ class Header(NamedTuple):
     def turn(self, rows: Tensor) -> Tensor:
         """Put the rows that are read in their order."""
         return rows.roll(-self.turned, 0) if self.turned else rows
+
+    @property
+    def bytes(self) -> int:
+        """How many it takes in the file."""
+        return round(math.prod(self.shape) * _BYTES.get(self.kind, 1))
 
 
 def read_headers(path: Path) -> list[Header]:

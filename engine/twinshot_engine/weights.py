@@ -81,12 +81,19 @@ class StoredPart:
         Raises:
             CheckpointError: a tensor is missing, unknown, misshapen or not floating point.
         """
-        if missing := sorted(slots.keys() - self.headers.keys()):
+        missing = sorted(slots.keys() - self.headers.keys())
+        unknown = sorted(name for name in self.headers.keys() - slots.keys() if not self.ignored(name))
+        if missing and unknown:
+            file = self.headers[unknown[0]].path
             raise CheckpointError(
-                f"{quoted(self.folder)} lacks {listed(missing)}: fetch it again, and see that config and "
+                f"{quoted(file)} lacks {listed(missing)}, but has {listed(unknown)}: it is of another model "
+                "or version than its config; config and weights must be of one model."
+            )
+        if missing:
+            raise CheckpointError(
+                f"{quoted(self._place())} lacks {listed(missing)}: fetch it again, and see that config and "
                 "weights are of one model."
             )
-        unknown = sorted(name for name in self.headers.keys() - slots.keys() if not self.ignored(name))
         if unknown:
             raise CheckpointError(
                 f"{quoted(self.headers[unknown[0]].path)} has unknown parameters: {listed(unknown)}; weights "
@@ -162,6 +169,11 @@ class StoredPart:
             with opened(path, device) as tensor:
                 for name in group:
                     yield name, tensor(self.headers[name])
+
+    def _place(self) -> Path:
+        """The only file, or the folder of several."""
+        files = {header.path for header in self.headers.values()}
+        return files.pop() if len(files) == 1 else self.folder
 
     def _check_tensor(self, name: str, expected: tuple[int, ...]) -> None:
         header = self.headers[name]

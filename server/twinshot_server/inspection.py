@@ -13,7 +13,7 @@ from twinshot_engine.checkpoint import TRANSFORMER, Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
 from twinshot_engine.families import Plan, find_family, plan
-from twinshot_engine.gguf_file import QUANTIZED
+from twinshot_engine.hub import part_names
 from twinshot_engine.lora import find_lora
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
@@ -24,7 +24,6 @@ from twinshot_server.settings import Settings
 PRECISIONS = ("fp32", "bf16", "fp8")
 _USUAL_PARTS = ("text_encoder", "tokenizer", "transformer", "vae")
 _UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, **QUANTIZED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +140,8 @@ def _part_names(checkpoint: Checkpoint) -> list[str]:
         index = checkpoint.read_json("model_index.json")
     except CheckpointError:
         index = {}
-    listed = [name for name, value in index.items() if isinstance(value, list) and any(value)]
-    return [name for name in dict.fromkeys((*_USUAL_PARTS, *listed)) if name not in _UNUSED_PARTS]
+    names = dict.fromkeys((*_USUAL_PARTS, *part_names(index)))
+    return [name for name in names if name not in _UNUSED_PARTS]
 
 
 def _look(checkpoint: Checkpoint, name: str) -> Part:
@@ -171,7 +170,7 @@ def _measure(name: str, stored: StoredPart) -> Part:
     return Part(
         name,
         sum(math.prod(header.shape) for header in headers),
-        round(sum(math.prod(header.shape) * _BYTES.get(header.kind, 1) for header in headers)),
+        sum(header.bytes for header in headers),
         len({header.path for header in headers}),
         tuple(sorted({header.kind for header in headers})),
     )

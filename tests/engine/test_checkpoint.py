@@ -56,12 +56,26 @@ def lose_a_shard(folder: Path) -> None:
     )
 
 
+def tensor_bytes(folder: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(folder / WEIGHTS).values())
+
+
+def index_alone(folder: Path, **metadata: object) -> None:
+    """An index of the transformer's one file."""
+    weight_map = dict.fromkeys(load_file(folder / WEIGHTS), Path(WEIGHTS).name)
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     return lambda weights: {key: value for key, value in weights.items() if key != name}
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json' is missing"),
+    "no index": (
+        lambda f: (f / "model_index.json").unlink(),
+        "model_index.json' is missing: name a folder in diffusers' layout, or a base",
+    ),
     "index not json": (
         lambda f: (f / "model_index.json").write_text("{"),
         "model_index.json' is not readable JSON",
@@ -82,8 +96,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"),
         "is a 'FluxPipeline', which is not supported; supported: .*ZImagePipeline",
     ),
-    "no transformer": (lambda f: shutil.rmtree(f / "transformer"), "transformer.* is missing"),
-    "no config": (lambda f: (f / "transformer/config.json").unlink(), "config.json' is missing"),
+    "no transformer": (
+        lambda f: shutil.rmtree(f / "transformer"),
+        r"transformer.* is missing: name a base \(--base\) that has this part",
+    ),
+    "no config": (
+        lambda f: (f / "transformer/config.json").unlink(),
+        r"config.json' is missing: fetch it again, or remove '.*/transformer' and name a base \(--base\)",
+    ),
     "wrong config type": (
         lambda f: edit_json(f / "transformer/config.json", dim="wide"),
         "config.json' cannot be used",
@@ -96,7 +116,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "transformer/config.json", n_kv_heads=1),
         "cannot be used: n_kv_heads 1 must equal n_heads 2",
     ),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "diffusion_pytorch_model.safetensors' is missing"),
+    "no weights": (
+        lambda f: (f / WEIGHTS).unlink(),
+        r"diffusion_pytorch_model.safetensors' is missing: fetch it again, or remove '.*/transformer' and",
+    ),
+    "no text encoder's weights": (
+        lambda f: (f / "text_encoder/model.safetensors").unlink(),
+        "text_encoder/model.safetensors' is missing: fetch it again, or remove",
+    ),
+    "weights of another name": (
+        lambda f: (f / WEIGHTS).rename(f / "transformer/turbo.fp8.safetensors"),
+        "diffusion_pytorch_model.safetensors' is missing; 'turbo.fp8.safetensors' there has a name that is",
+    ),
     "pickled weights only": (pickle_only, r"only pickled weights \(diffusion_pytorch_model.bin\)"),
     "truncated weights": (lambda f: truncate(f / WEIGHTS, 0.5), "is truncated or not a safetensors file"),
     "truncated header": (lambda f: truncate(f / WEIGHTS, 0.001), "is truncated or not a safetensors file"),
@@ -112,7 +143,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "missing parameter": (
         lambda f: edit_weights(f / WEIGHTS, drop("layers.1.attention.to_q.weight")),
-        "lacks 'layers.1.attention.to_q.weight'",
+        f"{WEIGHTS}' lacks 'layers.1.attention.to_q.weight': fetch it again",
+    ),
+    "another family's transformer": (
+        lambda f: save_file({"pos_embed.proj.weight": torch.ones(1)}, f / WEIGHTS),
+        f"{WEIGHTS}' lacks 'all_final_layer.* more, but has 'pos_embed.proj.weight': it is of another model",
     ),
     "half a second embedder": (
         lambda f: edit_weights(f / WEIGHTS, drop("t_embedder_2.mlp.0.bias")),
@@ -130,6 +165,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shard outside": (point_elsewhere, "which is not a safetensors file beside it"),
     "lost shard": (lose_a_shard, "part-2.safetensors' is missing, though"),
+    "index of a smaller total": (
+        lambda f: index_alone(f, total_size=12345),
+        r"index.json' says that its tensors take 12345 bytes in all \(total_size\), but .* say \d+:",
+    ),
+    "index of wider tensors": (
+        lambda f: index_alone(f, total_size=2 * tensor_bytes(f)),
+        r"bytes in all \(total_size\), but the headers .* say \d+: .* fetch them again",
+    ),
     "empty shard index": (lambda f: (f / f"{WEIGHTS}.index.json").write_text("{}"), "has no weight_map"),
     "other text encoder": (
         lambda f: edit_json(f / "text_encoder/config.json", model_type="llama"),
@@ -239,6 +282,22 @@ def test_shards_are_one_set_of_weights(tiny_copy: Path, load: Load, engine: Engi
     assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_index_may_count_a_shared_tensor_twice(
+    tiny_copy: Path, load: Load, engine: Engine, twice: bool
+) -> None:
+    largest = max(tensor.nbytes for tensor in load_file(tiny_copy / WEIGHTS).values())
+    index_alone(tiny_copy, total_size=float(tensor_bytes(tiny_copy) + twice * largest))
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
+
+
+@pytest.mark.parametrize("metadata", [None, [], {"total_size": None}, {"total_size": "many"}])
+def test_an_index_needs_no_total(tiny_copy: Path, load: Load, engine: Engine, metadata: object) -> None:
+    index_alone(tiny_copy)
+    edit_json(tiny_copy / f"{WEIGHTS}.index.json", metadata=metadata)
+    assert torch.equal(load(tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
+
+
 def test_language_model_heads_and_prefixes_are_accepted(tiny_copy: Path, load: Load, engine: Engine) -> None:
     path = tiny_copy / "text_encoder" / "model.safetensors"
     edit_weights(path, lambda w: {f"model.{k}": v for k, v in w.items()} | {"lm_head.weight": torch.ones(4)})
@@ -291,10 +350,7 @@ def test_hub_ids_are_taken_apart(
     (folder / "model_index.json").write_text("{}")
     asked: list[tuple[str, str | None, list[str]]] = []
 
-    def download(
-        name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
-    ) -> str:
-        assert not ignore_patterns
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision, allow_patterns))
         return str(tmp_path / "c0ffee")
 

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from twinshot_server.inspection import Adapter, Inspection, Need, Part
 
 _PIPE_COLUMNS = 140
+_FEW = "the checkpoint was distilled for few"
+# An adapter, or one that was merged before, leaves no sign of what it was trained for.
+_PERHAPS_NOT_FEW = (
+    "its weights do not tell whether it was distilled for few: unless it or an adapter was, few look poor"
+)
 
 
 def inspect(
@@ -116,8 +121,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "family", found.family
     if found.sizes:
         steps = ", ".join(map(str, found.steps))
-        trained = "was" if found.few_steps else "was not, so few steps will look poor,"
-        yield "steps", f"{steps} (the checkpoint {trained} distilled for few)"
+        yield "steps", f"{steps} ({_FEW if found.few_steps else _PERHAPS_NOT_FEW})"
         yield "sizes", found.sizes
         yield "prompts", f"up to {found.max_prompt_tokens} tokens"
 
