@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from twinshot_distill.checkpointing import Keeper
 from twinshot_distill.data.cache import CachedData, check_cache, fill_cache, read_progress
@@ -26,6 +25,7 @@ from twinshot_distill.report import say
 from twinshot_distill.runfile import RunFile
 from twinshot_distill.sharding import compile_blocks, place, recompute_blocks
 from twinshot_distill.step import few_steps
+from twinshot_distill.tensor_files import save_tensors
 from twinshot_distill.trainees import Batches, Distillation, FullDistillation, LoraDistillation
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.opening import find_checkpoint
@@ -96,8 +96,8 @@ def _embed_samples(cache: Path, prompts: tuple[str, ...], encoders: Encoders) ->
     embedded = encoders.embed(prompts) if prompts else []
     tensors = {f"{row}/{k}": v.cpu().contiguous() for row, one in enumerate(embedded) for k, v in one.items()}
     try:
-        save_file(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
-    except (OSError, SafetensorError) as error:
+        save_tensors(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
+    except OSError as error:
         raise TrainingError(f"The cache '{cache}' cannot be written: {error}.") from error
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mean_encoders import Mean
 from PIL import Image
 from torch import Tensor
 
@@ -20,26 +20,6 @@ from twinshot_distill.data.sources import SampleError, find_samples
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.families.base import Embedding, batch_captions
 from twinshot_distill.runfile import DataSettings
-
-
-class Mean:
-    """Encoders whose results can be computed here: 2x2 means as latents, characters as tokens."""
-
-    def __init__(self) -> None:
-        self.embedded: list[str] = []
-
-    def embed(self, prompts: Sequence[str]) -> list[Embedding]:
-        self.embedded += prompts
-        return [{"tokens": torch.tensor([[float(ord(c))] for c in p] or [[0.0]])} for p in prompts]
-
-    def drop_text(self) -> None:
-        pass
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(pictures, pictures.shape[-1] // 2)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 def picture_bytes(color: tuple[int, int, int], kind: str = "PNG") -> bytes:
@@ -225,7 +205,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(cache_module, "_PART", 4)
     (tmp_path / "p.txt").write_text("".join(f"prompt {k}\n" for k in range(10)))
     settings = DataSettings("prompts", tmp_path / "p.txt")
-    write, written = cache_module.save_file, list[Path]()
+    write, written = cache_module.save_tensors, list[Path]()
 
     def fill(tensors: dict[str, Tensor], path: Path) -> None:
         if len(written) == 2:
@@ -233,10 +213,10 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         written.append(path)
         write(tensors, path)
 
-    monkeypatch.setattr(cache_module, "save_file", fill)
+    monkeypatch.setattr(cache_module, "save_tensors", fill)
     with pytest.raises(TrainingError, match=r"No space left.*is kept"):
         fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
-    monkeypatch.setattr(cache_module, "save_file", write)
+    monkeypatch.setattr(cache_module, "save_tensors", write)
     encoders = Mean()
     fill_cache(tmp_path / "cache", settings, (8, 8), "model", encoders)
     assert encoders.embedded == [f"prompt {k}" for k in range(4, 10)]

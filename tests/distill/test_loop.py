@@ -216,7 +216,7 @@ def test_a_full_disk_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Saving fails for a while: training goes on, the older states stay, the next save works."""
-    write, full = checkpointing.save_file, [4, 6]
+    write, full = checkpointing.save_tensors, [4, 6]
 
     def fill(state: Mapping[str, Tensor], path: Path) -> None:
         if int(path.parent.stem[5:]) in full:
@@ -224,7 +224,7 @@ def test_a_full_disk_loses_nothing(
             raise OSError(28, "No space left on device")
         write(dict(state), path)
 
-    monkeypatch.setattr(checkpointing, "save_file", fill)
+    monkeypatch.setattr(checkpointing, "save_tensors", fill)
     loop, _ = loop_of(tmp_path, 6, save_steps=2)
     with pytest.raises(TrainingError, match=r"step-00000006' cannot be saved: .*No space.*are kept"):
         loop.run()

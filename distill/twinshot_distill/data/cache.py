@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from twinshot_distill.data.sources import Sample, SampleError, find_samples
@@ -23,6 +23,7 @@ from twinshot_distill.errors import TrainingError
 from twinshot_distill.families.base import Embedding, Encoders
 from twinshot_distill.report import say
 from twinshot_distill.runfile import DataSettings
+from twinshot_distill.tensor_files import save_tensors
 
 _PART = 256
 _NAMED = 20
@@ -129,7 +130,7 @@ def _begin(folder: Path, facts: dict[str, Any], encoders: Encoders, size: tuple[
         empty = {
             f"empty/{k}": v.cpu().contiguous() for k, v in encoders.embed([facts["empty_prompt"]])[0].items()
         }
-        save_file(empty, folder / "empty.safetensors")
+        save_tensors(empty, folder / "empty.safetensors")
     except OSError as error:
         raise TrainingError(f"The cache '{folder}' cannot be written: {error}.") from error
     return progress
@@ -175,12 +176,12 @@ def _write(folder: Path, progress: _Progress, encoded: Sequence[Mapping[str, Ten
     path = folder / f"part-{len(progress.parts):05d}.safetensors"
     try:
         if tensors:
-            save_file(tensors, path)
+            save_tensors(tensors, path)
             progress.parts.append(len(encoded))
         partial = folder / "cache.partial"
         partial.write_text(json.dumps(asdict(progress), indent=1))
         partial.replace(folder / "cache.json")
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         path.unlink(missing_ok=True)
         raise TrainingError(
             f"The cache '{folder}' cannot be written ({error}); what is in it is kept, and the same "
