@@ -98,6 +98,11 @@ class Keeper:
                 f"'{found[-1]}' is damaged ({error}): remove it to resume before it."
             ) from error
 
+    def newest(self) -> int | None:
+        """The step of the newest state, or None where there is none."""
+        found = self._found()
+        return int(found[-1].name[5:]) if found else None
+
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 

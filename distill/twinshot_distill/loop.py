@@ -1,8 +1,9 @@
 """The one training loop: steps until a length is reached, saved and told about on the way.
 
 Every step seeds its own chance from the run's seed, so that a resumed run draws what it would have drawn
-and its weights agree to the bit. A step whose gradient is not finite moves nothing; too many in a row end
-the run, with the last state kept.
+and its weights agree to the bit. A step whose gradient is not finite moves nothing, and no state is saved
+until one is again: weights that a last move has blown up would else take the place of sound ones. Too many in
+a row end the run.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Loop:
     timed: int = 0
     skipped: int = 0
     _in_a_row: int = 0
+    _due: bool = False
     _last_save: float = field(default_factory=time.monotonic)
     _steps: Steps = field(init=False)
 
@@ -103,10 +105,11 @@ class Loop:
             self._step()
             self._count(started)
             self.journal.report(self.step, self.progress, self._remaining)
-            if self._is_time_to_save():
+            self._due = self._is_time_to_save() or self._due
+            if self._due and not self._in_a_row:
                 saved = self._try_to_save(saved)
         if self.settings.save_last and saved != self.step:
-            self._save()
+            self._save_if_sound()
         self.journal.finish(self.step, self.skipped)
         return self.step
 
@@ -141,10 +144,17 @@ class Loop:
         if self._in_a_row > self.settings.patience:
             raise TrainingError(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning "
-                "rate in another folder, or other data."
+                f"{self.step}; {self._newest}. Try a lower learning rate in another folder, or other data."
             )
         return False
+
+    @property
+    def _newest(self) -> str:
+        """What there is to resume from, in words."""
+        newest = self.keeper.newest()
+        if newest is None:
+            return f"'{self.keeper.folder}' holds no state"
+        return f"the newest state in '{self.keeper.folder}' is of step {newest}, before the first of them"
 
     def _count(self, started: float) -> None:
         self.step += 1
@@ -173,8 +183,17 @@ class Loop:
             say(f"step {self.step}: {error}")
             return saved
         finally:
-            self._last_save = time.monotonic()
+            self._last_save, self._due = time.monotonic(), False
         return self.step
+
+    def _save_if_sound(self) -> None:
+        """Save the end, or say what stays where the last steps were skipped."""
+        if not self._in_a_row:
+            self._save()
+        elif self.keeper.processes.first:
+            say(
+                f"step {self.step}: not saved, as the last {self._in_a_row} steps were skipped; {self._newest}"
+            )
 
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
@@ -185,6 +204,7 @@ class Loop:
     def _resume(self) -> None:
         state = self.keeper.latest()
         if state is None:
+            self.journal.rewind(self.step)
             return
         for name, tensor in self.trainee.tensors().items():
             local(tensor).detach().copy_(state.tensors[f"model/{name}"])
