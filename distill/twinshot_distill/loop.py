@@ -17,6 +17,7 @@ from torch import Tensor
 from twinshot_distill.averages import local
 from twinshot_distill.checkpointing import Keeper, State
 from twinshot_distill.errors import TrainingError
+from twinshot_distill.interruption import Interruption, noticed
 from twinshot_distill.journal import Journal
 from twinshot_distill.optimizer import Optimizer
 from twinshot_distill.report import say
@@ -97,8 +98,19 @@ class Loop:
         Raises:
             TrainingError: the newest state cannot be resumed, the training diverged, or the last state cannot
                 be saved.
+            KeyboardInterrupt: Ctrl-C, after the step it came in was saved.
+            SystemExit: the same after SIGTERM.
         """
         self._resume()
+        with noticed(speaks=self.keeper.processes.first) as interruption:
+            saved = self._train(interruption)
+        if self.settings.save_last and saved != self.step:
+            self._save_if_sound()
+        self.journal.finish(self.step, self.skipped)
+        return self.step
+
+    def _train(self, interruption: Interruption) -> int:
+        """Take steps to the end; returns which one was saved last."""
         saved = self.step
         while self.progress < 1:
             started = time.monotonic()
@@ -108,10 +120,20 @@ class Loop:
             self._due = self._is_time_to_save() or self._due
             if self._due and not self._in_a_row:
                 saved = self._try_to_save(saved)
-        if self.settings.save_last and saved != self.step:
+            # All processes must end after the same step: the first one's signal counts.
+            if asked := int(self.keeper.processes.agree(interruption.asked)):
+                self._stop(saved)
+                Interruption(asked).obey()
+        return saved
+
+    def _stop(self, saved: int) -> None:
+        """Save the step in which the run was interrupted, and say what the same command goes on from."""
+        if saved != self.step:
             self._save_if_sound()
-        self.journal.finish(self.step, self.skipped)
-        return self.step
+        if self.keeper.processes.first:
+            kept = self.keeper.newest()
+            there = "from the beginning" if kept is None else f"from step {kept}"
+            say(f"interrupted after step {self.step}; the same command goes on {there}")
 
     @property
     def progress(self) -> float:
@@ -191,9 +213,8 @@ class Loop:
         if not self._in_a_row:
             self._save()
         elif self.keeper.processes.first:
-            say(
-                f"step {self.step}: not saved, as the last {self._in_a_row} steps were skipped; {self._newest}"
-            )
+            skipped = f"the last {self._in_a_row} steps were skipped"
+            say(f"step {self.step}: not saved, as {skipped}; {self._newest}")
 
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
