@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from twinshot_distill.checkpointing import Keeper
-from twinshot_distill.data.cache import CachedData, check_cache, fill_cache, read_progress
+from twinshot_distill.data.cache import CachedData, check_cache, fill_cache, read_progress, readable
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.exporting import export_adapter, export_checkpoint
 from twinshot_distill.families import Family, find_family
@@ -104,14 +104,14 @@ def _embed_samples(cache: Path, prompts: tuple[str, ...], encoders: Encoders) ->
 def _sample_prompts(cache: Path) -> tuple[str, ...]:
     if not (cache / _SAMPLES).is_file():
         return ()
-    with safe_open(cache / _SAMPLES, framework="pt") as file:
+    with readable(cache / _SAMPLES), safe_open(cache / _SAMPLES, framework="pt") as file:
         told = file.metadata() or {}
     return tuple(told[str(row)] for row in range(len(told)))
 
 
 def _sample_embeddings(cache: Path) -> list[Embedding]:
     embeddings: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(cache / _SAMPLES, framework="pt") as file:
+    with readable(cache / _SAMPLES), safe_open(cache / _SAMPLES, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             row, name = key.split("/")
             embeddings.setdefault(row, {})[name] = file.get_tensor(key)
@@ -154,8 +154,8 @@ class _Run:
 
     def _trainee(self) -> Distillation:
         run = self.run
-        model = self.family.open_model(self.checkpoint, run.lora is not None)
         data = CachedData(self.cache)
+        model = self.family.open_model(self.checkpoint, run.lora is not None)
         batches = Batches(data, run.batch, self.family.token_multiple, self.device)
         put = partial(place, processes=self.processes, device=self.device)
         bf16 = run.precision == "bf16"

@@ -234,6 +234,32 @@ def test_unfinished_and_damaged_caches_are_named(tmp_path: Path) -> None:
         CachedData(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "empty.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "no header"])
+def test_a_missing_or_damaged_part_is_named_before_training(
+    tmp_path: Path, folder: Path, name: str, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    fill_cache(cache, DataSettings("folder", folder, most_skipped=0.5), (8, 8), "model", Mean())
+    path = cache / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(whole[:-2] if damage == "cut off" else b"")
+    with pytest.raises(
+        TrainingError, match=rf"{name}' is missing or damaged .*: remove the .*cache'"
+    ):
+        CachedData(cache)
+
+
+def test_a_part_that_goes_missing_during_training_is_named(tmp_path: Path, folder: Path) -> None:
+    fill_cache(tmp_path / "c", DataSettings("folder", folder, most_skipped=0.5), (8, 8), "model", Mean())
+    data = CachedData(tmp_path / "c")
+    (tmp_path / "c" / "part-00000.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"part-00000.safetensors' is missing"):
+        data.draw(2, torch.Generator())
+
+
 def test_captions_are_padded_on_the_right_to_a_multiple() -> None:
     embeddings: list[Embedding] = [
         {"tokens": torch.ones(3, 2), "pooled": torch.zeros(5)},

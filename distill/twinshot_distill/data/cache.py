@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -201,7 +202,11 @@ def _check_share(progress: _Progress, data: DataSettings) -> None:
 
 
 class CachedData:
-    """Samples of a finished cache; batches are drawn by seed and step, so any can be drawn again."""
+    """Samples of a finished cache; batches are drawn by seed and step, so any can be drawn again.
+
+    Raises:
+        TrainingError: it is not finished, or a file of it is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         progress = read_progress(folder)
@@ -211,7 +216,11 @@ class CachedData:
         self._places = [(part, row) for part, rows in enumerate(progress.parts) for row in range(rows)]
         self.latent_shape = tuple(progress.latent_shape)
         self.skipped = progress.skipped
-        empty = load_file(folder / "empty.safetensors")
+        for path in self._files:
+            with _opened(path):
+                pass  # what is missing or cut off is told now, not at the step that draws it
+        with readable(folder / "empty.safetensors"):
+            empty = load_file(folder / "empty.safetensors")
         self.empty: Embedding = {name.removeprefix("empty/"): tensor for name, tensor in empty.items()}
 
     def __len__(self) -> int:
@@ -226,7 +235,24 @@ class CachedData:
         return latents, [{k: v for k, v in sample.items() if k != "latents"} for sample in samples]
 
     def _read(self, part: int, row: int) -> dict[str, Tensor]:
-        with safe_open(self._files[part], framework="pt") as file:
+        with _opened(self._files[part]) as file:
             present = set(file.keys())
             names = [name for name in ("latents", "tokens", "pooled") if f"{row}/{name}" in present]
             return {name: file.get_tensor(f"{row}/{name}") for name in names}
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what is raised by reading a file of a cache into a TrainingError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"'{path}' is missing or damaged ({error}): remove the folder '{path.parent}' to make it anew."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with readable(path), safe_open(path, framework="pt") as file:
+        yield file
