@@ -234,6 +234,20 @@ def test_unfinished_and_damaged_caches_are_named(tmp_path: Path) -> None:
         CachedData(tmp_path)
 
 
+def test_a_caption_that_the_transformer_does_not_take_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text(f"{'x' * 64}\n{'y' * 65}\n")
+    settings = DataSettings("prompts", tmp_path / "p.txt", most_skipped=0.5)
+    fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean(), most_tokens=64)
+    assert len(CachedData(tmp_path / "cache")) == 1
+    assert "skipped line 2: its caption, 'yyy" in (said := capsys.readouterr().err)
+    assert "has 65 tokens, more than the 64 that the transformer takes" in said
+    settings = DataSettings("prompts", tmp_path / "p.txt", empty_prompt="z" * 65)
+    with pytest.raises(TrainingError, match=r"data.empty_prompt: .*has 65 tokens"):
+        fill_cache(tmp_path / "other", settings, (8, 8), "model", Mean(), most_tokens=64)
+
+
 @pytest.mark.parametrize("name", ["part-00000.safetensors", "empty.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "no header"])
 def test_a_missing_or_damaged_part_is_named_before_training(
@@ -246,9 +260,7 @@ def test_a_missing_or_damaged_part_is_named_before_training(
     path.unlink()
     if damage != "missing":
         path.write_bytes(whole[:-2] if damage == "cut off" else b"")
-    with pytest.raises(
-        TrainingError, match=rf"{name}' is missing or damaged .*: remove the .*cache'"
-    ):
+    with pytest.raises(TrainingError, match=rf"{name}' is missing or damaged .*: remove the .*cache'"):
         CachedData(cache)
 
 

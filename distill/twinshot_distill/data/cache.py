@@ -28,6 +28,7 @@ from twinshot_distill.tensor_files import save_tensors
 
 _PART = 256
 _NAMED = 20
+_SHOWN = 40
 
 
 @dataclass
@@ -60,7 +61,12 @@ class _Progress:
 
 
 def fill_cache(
-    folder: Path, data: DataSettings, size: tuple[int, int], source: str, encoders: Encoders
+    folder: Path,
+    data: DataSettings,
+    size: tuple[int, int],
+    source: str,
+    encoders: Encoders,
+    most_tokens: int | None = None,
 ) -> None:
     """Encode what the source has and the cache has not.
 
@@ -70,17 +76,18 @@ def fill_cache(
         size: width and height of pictures.
         source: names the checkpoint whose encoders these are.
         encoders: of that checkpoint.
+        most_tokens: of a caption that its transformer takes; samples of longer ones are skipped.
 
     Raises:
         TrainingError: the cache is of something else, too many samples are unusable, or the disk is full.
     """
-    progress = _begin(folder, made_of(data, size, source), encoders, size)
+    progress = _begin(folder, made_of(data, size, source), encoders, size, most_tokens)
     samples = islice(find_samples(data), progress.read, data.count)
     while not progress.done:
         chunk = list(islice(samples, _PART))
         progress.done = len(chunk) < _PART
         progress.read += len(chunk)
-        encoded = list(_encode(chunk, size, encoders, progress))
+        encoded = list(_encode(chunk, size, encoders, progress, most_tokens))
         _write(folder, progress, encoded)
         say(f"cache: {sum(progress.parts)} samples encoded, {progress.skipped} skipped")
     _check_share(progress, data)
@@ -119,18 +126,36 @@ def _compare(folder: Path, progress: _Progress, facts: dict[str, Any]) -> None:
             )
 
 
-def _begin(folder: Path, facts: dict[str, Any], encoders: Encoders, size: tuple[int, int]) -> _Progress:
+def check_length(words: str, embedding: Embedding, most_tokens: int | None) -> None:
+    """Raise SampleError where a caption has more tokens than the transformer takes."""
+    if most_tokens is not None and (count := len(embedding["tokens"])) > most_tokens:
+        raise SampleError(
+            f"its caption, '{words[:_SHOWN]}...', has {count} tokens, more than the {most_tokens} that the "
+            "transformer takes"
+        )
+
+
+def _begin(
+    folder: Path,
+    facts: dict[str, Any],
+    encoders: Encoders,
+    size: tuple[int, int],
+    most_tokens: int | None,
+) -> _Progress:
     progress = read_progress(folder)
     if progress is not None:
         _compare(folder, progress, facts)
         return progress
     blank = torch.zeros(1, 3, size[1], size[0])
     progress = _Progress(facts, latent_shape=list(_encoded(encoders, blank)[0].shape))
+    embedding = encoders.embed([facts["empty_prompt"]])[0]
+    try:
+        check_length(facts["empty_prompt"], embedding, most_tokens)
+    except SampleError as error:
+        raise TrainingError(f"data.empty_prompt: {error}.") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        empty = {
-            f"empty/{k}": v.cpu().contiguous() for k, v in encoders.embed([facts["empty_prompt"]])[0].items()
-        }
+        empty = {f"empty/{k}": v.cpu().contiguous() for k, v in embedding.items()}
         save_tensors(empty, folder / "empty.safetensors")
     except OSError as error:
         raise TrainingError(f"The cache '{folder}' cannot be written: {error}.") from error
@@ -153,22 +178,27 @@ def _encoded(encoders: Encoders, pictures: Tensor) -> Tensor:
 
 
 def _encode(
-    chunk: Sequence[Sample], size: tuple[int, int], encoders: Encoders, progress: _Progress
+    chunk: Sequence[Sample],
+    size: tuple[int, int],
+    encoders: Encoders,
+    progress: _Progress,
+    most_tokens: int | None,
 ) -> Iterator[dict[str, Tensor]]:
     for sample in chunk:
         if not sample.caption:
             progress.skip(sample, "its caption is empty")
             continue
         encoded = {}
-        if sample.picture is not None:
-            try:
-                pixels = sample.picture(*size)
-            except SampleError as error:
-                progress.skip(sample, error)
-                continue
+        try:
+            pixels = sample.picture(*size) if sample.picture is not None else None
+            embedding = encoders.embed([sample.caption])[0]
+            check_length(sample.caption, embedding, most_tokens)
+        except SampleError as error:
+            progress.skip(sample, error)
+            continue
+        if pixels is not None:
             picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
             encoded["latents"] = _encoded(encoders, picture)[0]
-        embedding = encoders.embed([sample.caption])[0]
         yield encoded | {name: tensor.cpu().bfloat16() for name, tensor in embedding.items()}
 
 
