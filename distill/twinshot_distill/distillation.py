@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from logging import ERROR
 from pathlib import Path
 
 import torch
@@ -117,7 +118,7 @@ def _most_tokens(checkpoint: Checkpoint) -> int | None:
 def _quiet_tokenizers() -> Iterator[None]:
     """Long captions are told with their sample's name: transformers need not warn of them once more."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:

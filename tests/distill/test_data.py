@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def test_archives_are_read_sample_by_sample(tmp_path: Path) -> None:
 def test_prompts_are_lines_or_json_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('a cat\n\n{"prompt": "a dog"}\n')
     found = list(find_samples(DataSettings("prompts", tmp_path / "p.txt")))
-    assert [(s.caption, s.picture) for s in found] == [("a cat", None), ("", None), ("a dog", None)]
+    assert [(s.caption, s.picture) for s in found] == [("a cat", None), ("a dog", None)]
+    assert [s.name for s in found] == ["line 1", "line 3"]
 
 
 def test_the_world_composes_the_same_scenes_every_time() -> None:
@@ -177,14 +179,17 @@ def test_batches_are_drawn_by_their_chance_alone(tmp_path: Path, folder: Path) -
 def test_too_many_unusable_samples_stop_the_run(tmp_path: Path, folder: Path) -> None:
     settings = DataSettings("folder", folder)
     for _ in range(2):  # an already filled cache does not hide it
-        with pytest.raises(TrainingError, match=r"3 of 6 samples cannot be used, such as cut.png.*allows 5%"):
+        with pytest.raises(
+            TrainingError,
+            match=r"3 of 6 samples cannot be used, such as cut.png.*allows 5%: .*remove .*cache'",
+        ):
             fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
     with pytest.raises(TrainingError, match="3 of 6"):
         check_cache(tmp_path / "cache", settings, (8, 8), "model")
 
 
 def test_nothing_usable_is_said(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("\n\n")
+    (tmp_path / "p.txt").write_text('{"prompt": ""}\n\n{"other": 1}\n')
     settings = DataSettings("prompts", tmp_path / "p.txt", most_skipped=1.0)
     with pytest.raises(
         TrainingError, match=r"No sample of 2 can be used, such as line 1: its caption is empty"
@@ -199,6 +204,53 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path, folder: Path) -> N
     for size, source in (((16, 8), "model"), ((8, 8), "other")):
         with pytest.raises(TrainingError, match=r"was made with (size|checkpoint) = "):
             check_cache(tmp_path / "cache", settings, size, source)
+
+
+def test_a_finished_cache_says_that_its_source_was_changed(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, cache = DataSettings("folder", folder, most_skipped=0.5), folder / "cache"
+    fill_cache(cache, settings, (8, 8), "model", Mean())
+    capsys.readouterr()
+    assert check_cache(cache, settings, (8, 8), "model")
+    assert not capsys.readouterr().err
+    (folder / "none.png").write_bytes(picture_bytes((7, 7, 7)))
+    assert check_cache(cache, settings, (8, 8), "model")
+    assert "has changed since the cache" in capsys.readouterr().err
+    cache.rename(tmp_path / "cache")
+    folder.rename(tmp_path / "elsewhere")  # a cache needs its source no more
+    assert check_cache(tmp_path / "cache", settings, (8, 8), "model")
+    assert not capsys.readouterr().err
+
+
+def test_a_cache_of_before_listings_is_taken_as_it_is(tmp_path: Path, folder: Path) -> None:
+    settings, path = DataSettings("folder", folder, most_skipped=0.5), tmp_path / "cache" / "cache.json"
+    fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
+    told = json.loads(path.read_text())
+    del told["listing"]
+    path.write_text(json.dumps(told))
+    assert check_cache(tmp_path / "cache", settings, (8, 8), "model")
+
+
+def test_an_unfinished_cache_of_a_changed_source_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on behind as many samples as it has read, which would be others now."""
+    monkeypatch.setattr(cache_module, "_PART", 4)
+    (tmp_path / "p.txt").write_text("".join(f"prompt {k}\n" for k in range(10)))
+    settings = DataSettings("prompts", tmp_path / "p.txt")
+
+    class Failing(Mean):
+        def embed(self, prompts: Sequence[str]) -> list[Embedding]:
+            if prompts == ["prompt 6"]:
+                raise KeyboardInterrupt
+            return super().embed(prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(tmp_path / "cache", settings, (8, 8), "model", Failing())
+    (tmp_path / "p.txt").write_text("".join(f"other {k}\n" for k in range(12)))
+    with pytest.raises(TrainingError, match=r"has changed since the cache .* was begun.*remove"):
+        fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
 
 
 def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from twinshot_distill.data.sources import Sample, SampleError, find_samples
+from twinshot_distill.data.sources import Sample, SampleError, find_samples, listing
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.families.base import Embedding, Encoders
 from twinshot_distill.report import say
@@ -43,6 +43,7 @@ class _Progress:
         skipped: how many of them were not usable.
         reasons: of the first ones.
         done: whether the source is at its end.
+        listing: of the source's files when the cache was begun; "" where that is not known.
     """
 
     made_of: dict[str, Any]
@@ -52,6 +53,7 @@ class _Progress:
     skipped: int = 0
     reasons: list[str] = field(default_factory=list)
     done: bool = False
+    listing: str = ""
 
     def skip(self, sample: Sample, reason: object) -> None:
         self.skipped += 1
@@ -81,7 +83,7 @@ def fill_cache(
     Raises:
         TrainingError: the cache is of something else, too many samples are unusable, or the disk is full.
     """
-    progress = _begin(folder, made_of(data, size, source), encoders, size, most_tokens)
+    progress = _begin(folder, made_of(data, size, source), data, encoders, size, most_tokens)
     samples = islice(find_samples(data), progress.read, data.count)
     while not progress.done:
         chunk = list(islice(samples, _PART))
@@ -90,7 +92,7 @@ def fill_cache(
         encoded = list(_encode(chunk, size, encoders, progress, most_tokens))
         _write(folder, progress, encoded)
         say(f"cache: {sum(progress.parts)} samples encoded, {progress.skipped} skipped")
-    _check_share(progress, data)
+    _check_share(folder, progress, data)
 
 
 def made_of(data: DataSettings, size: tuple[int, int], source: str) -> dict[str, Any]:
@@ -107,13 +109,22 @@ def made_of(data: DataSettings, size: tuple[int, int], source: str) -> dict[str,
 
 
 def check_cache(folder: Path, data: DataSettings, size: tuple[int, int], source: str) -> bool:
-    """Whether a cache is finished. Raises TrainingError where it is of something else, or of too little."""
+    """Whether a cache is finished; where its source was changed since, that is said.
+
+    Raises:
+        TrainingError: it is of something else, or of too little.
+    """
     progress = read_progress(folder)
     if progress is None:
         return False
     _compare(folder, progress, made_of(data, size, source))
     if progress.done:
-        _check_share(progress, data)
+        _check_share(folder, progress, data)
+        if _is_changed(progress, data):
+            say(
+                f"'{data.path}' has changed since the cache '{folder}' was made of it; the cache is used as "
+                "it is: remove it to encode the source anew"
+            )
     return progress.done
 
 
@@ -138,6 +149,7 @@ def check_length(words: str, embedding: Embedding, most_tokens: int | None) -> N
 def _begin(
     folder: Path,
     facts: dict[str, Any],
+    data: DataSettings,
     encoders: Encoders,
     size: tuple[int, int],
     most_tokens: int | None,
@@ -145,9 +157,15 @@ def _begin(
     progress = read_progress(folder)
     if progress is not None:
         _compare(folder, progress, facts)
+        if not progress.done and _is_changed(progress, data):
+            raise TrainingError(
+                f"'{data.path}' has changed since the cache '{folder}' was begun, which cannot go on: remove "
+                "the cache to encode the source anew."
+            )
         return progress
     blank = torch.zeros(1, 3, size[1], size[0])
-    progress = _Progress(facts, latent_shape=list(_encoded(encoders, blank)[0].shape))
+    shape = list(_encoded(encoders, blank)[0].shape)
+    progress = _Progress(facts, latent_shape=shape, listing=listing(data))
     embedding = encoders.embed([facts["empty_prompt"]])[0]
     try:
         check_length(facts["empty_prompt"], embedding, most_tokens)
@@ -220,14 +238,21 @@ def _write(folder: Path, progress: _Progress, encoded: Sequence[Mapping[str, Ten
         ) from error
 
 
-def _check_share(progress: _Progress, data: DataSettings) -> None:
+def _is_changed(progress: _Progress, data: DataSettings) -> bool:
+    """Whether the source's files are others; a source that is gone counts as the same."""
+    now = listing(data)
+    return bool(now and progress.listing and now != progress.listing)
+
+
+def _check_share(folder: Path, progress: _Progress, data: DataSettings) -> None:
+    remedy = f"mend the source and remove the cache '{folder}' to encode it anew"
     if not sum(progress.parts):
         reasons = f", such as {progress.reasons[0]}" if progress.reasons else ""
-        raise TrainingError(f"No sample of {progress.read} can be used{reasons}.")
+        raise TrainingError(f"No sample of {progress.read} can be used{reasons}: {remedy}.")
     if progress.skipped > data.most_skipped * progress.read:
         raise TrainingError(
             f"{progress.skipped} of {progress.read} samples cannot be used, such as {progress.reasons[0]}; "
-            f"data.most_skipped allows {data.most_skipped:.0%}."
+            f"data.most_skipped allows {data.most_skipped:.0%}: raise it, or {remedy}."
         )
 
 
