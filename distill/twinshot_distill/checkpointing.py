@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.processes import Processes
+from twinshot_distill.tensor_files import save_tensors
 
 FREE_TO_CHANGE = ("length", "saving", "reporting")
 """Tables of a run's settings that may differ when it is resumed."""
@@ -97,6 +98,11 @@ class Keeper:
                 f"'{found[-1]}' is damaged ({error}): remove it to resume before it."
             ) from error
 
+    def newest(self) -> int | None:
+        """The step of the newest state, or None where there is none."""
+        found = self._found()
+        return int(found[-1].name[5:]) if found else None
+
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdigit())
 
@@ -104,7 +110,7 @@ class Keeper:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, partial / f"rank-{self.processes.rank}.safetensors")
+            save_tensors(tensors, partial / f"rank-{self.processes.rank}.safetensors")
             if self.processes.first:
                 facts = {
                     "step": state.step,
@@ -114,7 +120,7 @@ class Keeper:
                     "settings": self.settings,
                 }
                 (partial / "state.json").write_text(json.dumps(facts, indent=1))
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             return str(error)
         return ""
 

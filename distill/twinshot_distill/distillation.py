@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from logging import ERROR
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from transformers.utils import logging
 
 from twinshot_distill.checkpointing import Keeper
-from twinshot_distill.data.cache import CachedData, check_cache, fill_cache, read_progress
+from twinshot_distill.data.cache import (
+    CachedData,
+    check_cache,
+    check_length,
+    fill_cache,
+    read_progress,
+    readable,
+)
+from twinshot_distill.data.sources import SampleError
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.exporting import export_adapter, export_checkpoint
 from twinshot_distill.families import Family, find_family
@@ -26,9 +37,11 @@ from twinshot_distill.report import say
 from twinshot_distill.runfile import RunFile
 from twinshot_distill.sharding import compile_blocks, place, recompute_blocks
 from twinshot_distill.step import few_steps
+from twinshot_distill.tensor_files import save_tensors
 from twinshot_distill.trainees import Batches, Distillation, FullDistillation, LoraDistillation
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.opening import find_checkpoint
+from twinshot_engine.transformer import SingleStreamConfig
 
 _POLL_SECONDS = 2.0
 _SAMPLES = "samples.safetensors"
@@ -88,30 +101,57 @@ def _prepare(
         return
     say("reading text encoders and autoencoder")
     encoders = family.encoders(checkpoint, device)
-    fill_cache(cache, run.data, run.size, run.checkpoint, encoders)
-    _embed_samples(cache, run.reporting.prompts, encoders)
+    most = _most_tokens(checkpoint)
+    with _quiet_tokenizers():
+        fill_cache(cache, run.data, run.size, run.checkpoint, encoders, most)
+        _embed_samples(cache, run.reporting.prompts, encoders, most)
 
 
-def _embed_samples(cache: Path, prompts: tuple[str, ...], encoders: Encoders) -> None:
+def _most_tokens(checkpoint: Checkpoint) -> int | None:
+    """The longest caption that the transformer takes; None where the pipeline's encoders cut captions off."""
+    if checkpoint.family != "ZImagePipeline":
+        return None
+    return checkpoint.build("transformer", SingleStreamConfig.from_dict).max_caption_tokens
+
+
+@contextmanager
+def _quiet_tokenizers() -> Iterator[None]:
+    """Long captions are told with their sample's name: transformers need not warn of them once more."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _embed_samples(
+    cache: Path, prompts: tuple[str, ...], encoders: Encoders, most_tokens: int | None
+) -> None:
     embedded = encoders.embed(prompts) if prompts else []
+    try:
+        for prompt, embedding in zip(prompts, embedded, strict=True):
+            check_length(prompt, embedding, most_tokens)
+    except SampleError as error:
+        raise TrainingError(f"reporting.prompts: {error}.") from error
     tensors = {f"{row}/{k}": v.cpu().contiguous() for row, one in enumerate(embedded) for k, v in one.items()}
     try:
-        save_file(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
-    except (OSError, SafetensorError) as error:
+        save_tensors(tensors, cache / _SAMPLES, {str(row): prompt for row, prompt in enumerate(prompts)})
+    except OSError as error:
         raise TrainingError(f"The cache '{cache}' cannot be written: {error}.") from error
 
 
 def _sample_prompts(cache: Path) -> tuple[str, ...]:
     if not (cache / _SAMPLES).is_file():
         return ()
-    with safe_open(cache / _SAMPLES, framework="pt") as file:
+    with readable(cache / _SAMPLES), safe_open(cache / _SAMPLES, framework="pt") as file:
         told = file.metadata() or {}
     return tuple(told[str(row)] for row in range(len(told)))
 
 
 def _sample_embeddings(cache: Path) -> list[Embedding]:
     embeddings: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(cache / _SAMPLES, framework="pt") as file:
+    with readable(cache / _SAMPLES), safe_open(cache / _SAMPLES, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             row, name = key.split("/")
             embeddings.setdefault(row, {})[name] = file.get_tensor(key)
@@ -154,8 +194,8 @@ class _Run:
 
     def _trainee(self) -> Distillation:
         run = self.run
-        model = self.family.open_model(self.checkpoint, run.lora is not None)
         data = CachedData(self.cache)
+        model = self.family.open_model(self.checkpoint, run.lora is not None)
         batches = Batches(data, run.batch, self.family.token_multiple, self.device)
         put = partial(place, processes=self.processes, device=self.device)
         bf16 = run.precision == "bf16"

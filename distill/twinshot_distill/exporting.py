@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.lora import adapter_state, lora_layers
 from twinshot_distill.processes import Processes
 from twinshot_distill.sharding import gathered
+from twinshot_distill.tensor_files import let_read, one_kind_of_error, save_tensors
 from twinshot_engine.checkpoint import Checkpoint
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -35,15 +35,19 @@ def export_checkpoint(base: Checkpoint, transformer: nn.Module, folder: Path, pr
     try:
         shutil.rmtree(partial, ignore_errors=True)
         _link_all_but_weights(base, partial)
-        save_torch_state_dict(
-            state,
-            partial / "transformer",
-            filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
-            max_shard_size=_LARGEST_FILE,
-        )
+        with one_kind_of_error():
+            save_torch_state_dict(
+                state,
+                partial / "transformer",
+                filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
+                max_shard_size=_LARGEST_FILE,
+            )
+        for path in (partial / "transformer").glob("*.safetensors"):
+            let_read(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
             f"'{folder}' cannot be written: {error}; the run's last state is kept, and the same command "
             "exports it again."
@@ -57,7 +61,7 @@ def export_adapter(transformer: nn.Module, folder: Path, processes: Processes) -
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / ADAPTER_FILE, {"format": "pt"})
+        save_tensors(state, folder / ADAPTER_FILE, {"format": "pt"})
     except OSError as error:
         raise TrainingError(f"'{folder / ADAPTER_FILE}' cannot be written: {error}.") from error
 

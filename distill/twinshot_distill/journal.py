@@ -1,12 +1,13 @@
 """How a run goes: one line now and then, every figure in a file, and a page that shows both live.
 
-OUT/<name>.jsonl     one object a report: step, seconds, figures
+OUT/<name>.jsonl     one object a report: step, figures; null stands for one that is not finite
 OUT/progress.html    curves and samples; open it in a browser, it renews itself
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class Journal:
     def __post_init__(self) -> None:
         # The others would read what the one that tells is writing.
         if self.speaks and self.folder is not None and self._file.is_file():
-            self._history = [json.loads(line) for line in self._file.read_text().splitlines()]
+            lines = self._file.read_text(errors="replace").splitlines()
+            self._history = [told for line in lines if (told := _told(line))]
 
     @property
     def _file(self) -> Path:
@@ -77,14 +79,21 @@ class Journal:
         say(
             f"{self.name} step {step}  {values}  {throughput:.0f} rows/s  {_clock(remaining)} left{_memory()}"
         )
-        self._history.append({"step": step, **figures, "rows/s": throughput})
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._history.append({"step": step, **known, "rows/s": throughput})
         self._write(progress, remaining)
 
     def rewind(self, step: int) -> None:
         """Forget what was told after a step, to which the run goes back."""
         self._history = [told for told in self._history if told["step"] <= step]
-        if self.folder is not None and self.speaks and self._file.is_file():
-            self._file.write_text("".join(json.dumps(told) + "\n" for told in self._history))
+        if self.folder is None or not self.speaks or not self._file.is_file():
+            return
+        partial = self._file.with_suffix(".partial")
+        try:
+            partial.write_text("".join(json.dumps(told) + "\n" for told in self._history))
+            partial.replace(self._file)
+        except OSError as error:
+            say(f"{self.name}: the journal cannot be written ({error}); training goes on")
 
     def finish(self, step: int, skipped: int) -> None:
         """Tell that the run is over."""
@@ -110,6 +119,15 @@ class Journal:
         samples.mkdir(exist_ok=True)
         self.sampler(samples / f"{self.name}-{self._history[-1]['step']:08d}.webp")
         self._sampled = time.monotonic()
+
+
+def _told(line: str) -> dict[str, Any] | None:
+    """A line of the file, or None for one cut off by a full disk or the process's end."""
+    try:
+        told = json.loads(line, parse_constant=lambda _name: None)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) and isinstance(told.get("step"), int) else None
 
 
 def _clock(seconds: float) -> str:

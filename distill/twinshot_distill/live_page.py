@@ -47,7 +47,7 @@ def _charts(history: Sequence[Mapping[str, Any]]) -> list[str]:
     kept = history[::stride]
     charts = []
     for title, names in _GROUPS.items():
-        series = {n: [(float(h["step"]), float(h[n])) for h in kept if n in h] for n in names}
+        series = {n: [(float(h["step"]), float(h[n])) for h in kept if h.get(n) is not None] for n in names}
         drawn = line_chart(title, {n: points for n, points in series.items() if points}, x_label="step")
         charts.append(f"<figure>{drawn}</figure>" if drawn else "")
     return charts

@@ -1,8 +1,9 @@
 """The one training loop: steps until a length is reached, saved and told about on the way.
 
 Every step seeds its own chance from the run's seed, so that a resumed run draws what it would have drawn
-and its weights agree to the bit. A step whose gradient is not finite moves nothing; too many in a row end
-the run, with the last state kept.
+and its weights agree to the bit. A step whose gradient is not finite moves nothing, and no state is saved
+until one is again: weights that a last move has blown up would else take the place of sound ones. Too many in
+a row end the run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from twinshot_distill.averages import local
 from twinshot_distill.checkpointing import Keeper, State
 from twinshot_distill.errors import TrainingError
+from twinshot_distill.interruption import Interruption, noticed
 from twinshot_distill.journal import Journal
 from twinshot_distill.optimizer import Optimizer
 from twinshot_distill.report import say
@@ -83,6 +85,7 @@ class Loop:
     timed: int = 0
     skipped: int = 0
     _in_a_row: int = 0
+    _due: bool = False
     _last_save: float = field(default_factory=time.monotonic)
     _steps: Steps = field(init=False)
 
@@ -95,20 +98,42 @@ class Loop:
         Raises:
             TrainingError: the newest state cannot be resumed, the training diverged, or the last state cannot
                 be saved.
+            KeyboardInterrupt: Ctrl-C, after the step it came in was saved.
+            SystemExit: the same after SIGTERM.
         """
         self._resume()
+        with noticed(speaks=self.keeper.processes.first) as interruption:
+            saved = self._train(interruption)
+        if self.settings.save_last and saved != self.step:
+            self._save_if_sound()
+        self.journal.finish(self.step, self.skipped)
+        return self.step
+
+    def _train(self, interruption: Interruption) -> int:
+        """Take steps to the end; returns which one was saved last."""
         saved = self.step
         while self.progress < 1:
             started = time.monotonic()
             self._step()
             self._count(started)
             self.journal.report(self.step, self.progress, self._remaining)
-            if self._is_time_to_save():
+            self._due = self._is_time_to_save() or self._due
+            if self._due and not self._in_a_row:
                 saved = self._try_to_save(saved)
-        if self.settings.save_last and saved != self.step:
-            self._save()
-        self.journal.finish(self.step, self.skipped)
-        return self.step
+            # All processes must end after the same step: the first one's signal counts.
+            if asked := int(self.keeper.processes.agree(interruption.asked)):
+                self._stop(saved)
+                Interruption(asked).obey()
+        return saved
+
+    def _stop(self, saved: int) -> None:
+        """Save the step in which the run was interrupted, and say what the same command goes on from."""
+        if saved != self.step:
+            self._save_if_sound()
+        if self.keeper.processes.first:
+            kept = self.keeper.newest()
+            there = "from the beginning" if kept is None else f"from step {kept}"
+            say(f"interrupted after step {self.step}; the same command goes on {there}")
 
     @property
     def progress(self) -> float:
@@ -141,10 +166,17 @@ class Loop:
         if self._in_a_row > self.settings.patience:
             raise TrainingError(
                 f"{self._in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{self.step}; the newest state in '{self.keeper.folder}' is sound. Try a lower learning "
-                "rate in another folder, or other data."
+                f"{self.step}; {self._newest}. Try a lower learning rate in another folder, or other data."
             )
         return False
+
+    @property
+    def _newest(self) -> str:
+        """What there is to resume from, in words."""
+        newest = self.keeper.newest()
+        if newest is None:
+            return f"'{self.keeper.folder}' holds no state"
+        return f"the newest state in '{self.keeper.folder}' is of step {newest}, before the first of them"
 
     def _count(self, started: float) -> None:
         self.step += 1
@@ -173,8 +205,16 @@ class Loop:
             say(f"step {self.step}: {error}")
             return saved
         finally:
-            self._last_save = time.monotonic()
+            self._last_save, self._due = time.monotonic(), False
         return self.step
+
+    def _save_if_sound(self) -> None:
+        """Save the end, or say what stays where the last steps were skipped."""
+        if not self._in_a_row:
+            self._save()
+        elif self.keeper.processes.first:
+            skipped = f"the last {self._in_a_row} steps were skipped"
+            say(f"step {self.step}: not saved, as {skipped}; {self._newest}")
 
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
@@ -185,6 +225,7 @@ class Loop:
     def _resume(self) -> None:
         state = self.keeper.latest()
         if state is None:
+            self.journal.rewind(self.step)
             return
         for name, tensor in self.trainee.tensors().items():
             local(tensor).detach().copy_(state.tensors[f"model/{name}"])

@@ -67,6 +67,8 @@ def start_run(run: CheckedRun, out: Path, device: str, *, prepare_only: bool = F
 
     if device not in ("auto", "cuda", "cpu"):
         raise TrainingError(f"device {device!r} is not 'auto', 'cuda' or 'cpu'.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device 'cuda': torch finds no GPU here; 'cpu' and 'auto' need none.")
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(run.settings, RunFile):
         from twinshot_distill.distillation import distill

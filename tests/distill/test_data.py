@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mean_encoders import Mean
 from PIL import Image
 from torch import Tensor
 
@@ -20,26 +21,6 @@ from twinshot_distill.data.sources import SampleError, find_samples
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.families.base import Embedding, batch_captions
 from twinshot_distill.runfile import DataSettings
-
-
-class Mean:
-    """Encoders whose results can be computed here: 2x2 means as latents, characters as tokens."""
-
-    def __init__(self) -> None:
-        self.embedded: list[str] = []
-
-    def embed(self, prompts: Sequence[str]) -> list[Embedding]:
-        self.embedded += prompts
-        return [{"tokens": torch.tensor([[float(ord(c))] for c in p] or [[0.0]])} for p in prompts]
-
-    def drop_text(self) -> None:
-        pass
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(pictures, pictures.shape[-1] // 2)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 def picture_bytes(color: tuple[int, int, int], kind: str = "PNG") -> bytes:
@@ -134,7 +115,8 @@ def test_archives_are_read_sample_by_sample(tmp_path: Path) -> None:
 def test_prompts_are_lines_or_json_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('a cat\n\n{"prompt": "a dog"}\n')
     found = list(find_samples(DataSettings("prompts", tmp_path / "p.txt")))
-    assert [(s.caption, s.picture) for s in found] == [("a cat", None), ("", None), ("a dog", None)]
+    assert [(s.caption, s.picture) for s in found] == [("a cat", None), ("a dog", None)]
+    assert [s.name for s in found] == ["line 1", "line 3"]
 
 
 def test_the_world_composes_the_same_scenes_every_time() -> None:
@@ -197,14 +179,17 @@ def test_batches_are_drawn_by_their_chance_alone(tmp_path: Path, folder: Path) -
 def test_too_many_unusable_samples_stop_the_run(tmp_path: Path, folder: Path) -> None:
     settings = DataSettings("folder", folder)
     for _ in range(2):  # an already filled cache does not hide it
-        with pytest.raises(TrainingError, match=r"3 of 6 samples cannot be used, such as cut.png.*allows 5%"):
+        with pytest.raises(
+            TrainingError,
+            match=r"3 of 6 samples cannot be used, such as cut.png.*allows 5%: .*remove .*cache'",
+        ):
             fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
     with pytest.raises(TrainingError, match="3 of 6"):
         check_cache(tmp_path / "cache", settings, (8, 8), "model")
 
 
 def test_nothing_usable_is_said(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("\n\n")
+    (tmp_path / "p.txt").write_text('{"prompt": ""}\n\n{"other": 1}\n')
     settings = DataSettings("prompts", tmp_path / "p.txt", most_skipped=1.0)
     with pytest.raises(
         TrainingError, match=r"No sample of 2 can be used, such as line 1: its caption is empty"
@@ -221,11 +206,58 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path, folder: Path) -> N
             check_cache(tmp_path / "cache", settings, size, source)
 
 
+def test_a_finished_cache_says_that_its_source_was_changed(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, cache = DataSettings("folder", folder, most_skipped=0.5), folder / "cache"
+    fill_cache(cache, settings, (8, 8), "model", Mean())
+    capsys.readouterr()
+    assert check_cache(cache, settings, (8, 8), "model")
+    assert not capsys.readouterr().err
+    (folder / "none.png").write_bytes(picture_bytes((7, 7, 7)))
+    assert check_cache(cache, settings, (8, 8), "model")
+    assert "has changed since the cache" in capsys.readouterr().err
+    cache.rename(tmp_path / "cache")
+    folder.rename(tmp_path / "elsewhere")  # a cache needs its source no more
+    assert check_cache(tmp_path / "cache", settings, (8, 8), "model")
+    assert not capsys.readouterr().err
+
+
+def test_a_cache_of_before_listings_is_taken_as_it_is(tmp_path: Path, folder: Path) -> None:
+    settings, path = DataSettings("folder", folder, most_skipped=0.5), tmp_path / "cache" / "cache.json"
+    fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
+    told = json.loads(path.read_text())
+    del told["listing"]
+    path.write_text(json.dumps(told))
+    assert check_cache(tmp_path / "cache", settings, (8, 8), "model")
+
+
+def test_an_unfinished_cache_of_a_changed_source_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on behind as many samples as it has read, which would be others now."""
+    monkeypatch.setattr(cache_module, "_PART", 4)
+    (tmp_path / "p.txt").write_text("".join(f"prompt {k}\n" for k in range(10)))
+    settings = DataSettings("prompts", tmp_path / "p.txt")
+
+    class Failing(Mean):
+        def embed(self, prompts: Sequence[str]) -> list[Embedding]:
+            if prompts == ["prompt 6"]:
+                raise KeyboardInterrupt
+            return super().embed(prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(tmp_path / "cache", settings, (8, 8), "model", Failing())
+    (tmp_path / "p.txt").write_text("".join(f"other {k}\n" for k in range(12)))
+    with pytest.raises(TrainingError, match=r"has changed since the cache .* was begun.*remove"):
+        fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
+
+
 def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "_PART", 4)
     (tmp_path / "p.txt").write_text("".join(f"prompt {k}\n" for k in range(10)))
     settings = DataSettings("prompts", tmp_path / "p.txt")
-    write, written = cache_module.save_file, list[Path]()
+    write, written = cache_module.save_tensors, list[Path]()
 
     def fill(tensors: dict[str, Tensor], path: Path) -> None:
         if len(written) == 2:
@@ -233,10 +265,10 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         written.append(path)
         write(tensors, path)
 
-    monkeypatch.setattr(cache_module, "save_file", fill)
+    monkeypatch.setattr(cache_module, "save_tensors", fill)
     with pytest.raises(TrainingError, match=r"No space left.*is kept"):
         fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean())
-    monkeypatch.setattr(cache_module, "save_file", write)
+    monkeypatch.setattr(cache_module, "save_tensors", write)
     encoders = Mean()
     fill_cache(tmp_path / "cache", settings, (8, 8), "model", encoders)
     assert encoders.embedded == [f"prompt {k}" for k in range(4, 10)]
@@ -252,6 +284,44 @@ def test_unfinished_and_damaged_caches_are_named(tmp_path: Path) -> None:
     (tmp_path / "cache.json").write_text("{")
     with pytest.raises(TrainingError, match=r"cache.json' is damaged"):
         CachedData(tmp_path)
+
+
+def test_a_caption_that_the_transformer_does_not_take_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text(f"{'x' * 64}\n{'y' * 65}\n")
+    settings = DataSettings("prompts", tmp_path / "p.txt", most_skipped=0.5)
+    fill_cache(tmp_path / "cache", settings, (8, 8), "model", Mean(), most_tokens=64)
+    assert len(CachedData(tmp_path / "cache")) == 1
+    assert "skipped line 2: its caption, 'yyy" in (said := capsys.readouterr().err)
+    assert "has 65 tokens, more than the 64 that the transformer takes" in said
+    settings = DataSettings("prompts", tmp_path / "p.txt", empty_prompt="z" * 65)
+    with pytest.raises(TrainingError, match=r"data.empty_prompt: .*has 65 tokens"):
+        fill_cache(tmp_path / "other", settings, (8, 8), "model", Mean(), most_tokens=64)
+
+
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "empty.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "no header"])
+def test_a_missing_or_damaged_part_is_named_before_training(
+    tmp_path: Path, folder: Path, name: str, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    fill_cache(cache, DataSettings("folder", folder, most_skipped=0.5), (8, 8), "model", Mean())
+    path = cache / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(whole[:-2] if damage == "cut off" else b"")
+    with pytest.raises(TrainingError, match=rf"{name}' is missing or damaged .*: remove the .*cache'"):
+        CachedData(cache)
+
+
+def test_a_part_that_goes_missing_during_training_is_named(tmp_path: Path, folder: Path) -> None:
+    fill_cache(tmp_path / "c", DataSettings("folder", folder, most_skipped=0.5), (8, 8), "model", Mean())
+    data = CachedData(tmp_path / "c")
+    (tmp_path / "c" / "part-00000.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"part-00000.safetensors' is missing"):
+        data.draw(2, torch.Generator())
 
 
 def test_captions_are_padded_on_the_right_to_a_multiple() -> None:

@@ -118,6 +118,27 @@ def test_a_lora_run_leaves_an_adapter_and_a_merged_checkpoint(
     assert np.abs(adapted.astype(int) - whole.astype(int)).max() <= 4  # merged in fp32, or stored in bf16
 
 
+def test_a_caption_that_is_too_long_is_skipped_and_a_sample_prompt_refused(
+    tmp_path: Path, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = "a very red car beside a blue cat " * 600
+    (tmp_path / "prompts.txt").write_text(f"a red car\n{long}\n" * 4)
+    changes: dict[str, Any] = {
+        "data.kind": "prompts",
+        "data.path": str(tmp_path / "prompts.txt"),
+        "data.most_skipped": 0.5,
+        "objective.data_free": True,
+        "length.steps": 2,
+    }
+    distill(run_file(tmp_path, base, tmp_path, changes), tmp_path / "out", "cpu")
+    said = capfd.readouterr().err
+    assert said.count("tokens, more than the") == 4
+    assert "Token indices sequence length" not in said
+    changes["reporting.prompts"] = [long]
+    with pytest.raises(TrainingError, match=r"reporting.prompts: its caption, 'a very red car.*tokens"):
+        distill(run_file(tmp_path, base, tmp_path, changes), tmp_path / "out", "cpu")
+
+
 def test_prompts_alone_train_without_data(tmp_path: Path, base: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red car\n\na blue cat\n" * 20)
     changes = {

@@ -10,75 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_loop import SETTINGS, Regression, loop_of, weights
 from torch import Tensor, nn
 
 from twinshot_distill import checkpointing
 from twinshot_distill.averages import RunningAverage, frozen_copy
 from twinshot_distill.checkpointing import Keeper, State
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.journal import Journal
-from twinshot_distill.loop import Length, Loop, LoopSettings
+from twinshot_distill.loop import Length, LoopSettings
 from twinshot_distill.optimizer import Optimizer, OptimizerSettings
 from twinshot_distill.processes import Processes
-
-SETTINGS: dict[str, Any] = {"length": {"steps": 8}, "objective": {"order": 2}, "seed": 3}
-
-
-class Regression:
-    """Learns to turn its inputs round; some steps can be poisoned."""
-
-    def __init__(self, poisoned: range = range(0)) -> None:
-        torch.manual_seed(0)
-        self.layer = nn.Linear(4, 4)
-        self.averaged = frozen_copy(self.layer)
-        self.average = RunningAverage.of(self.averaged, self.layer, 0.9)
-        self.poisoned = poisoned
-
-    def loss_terms(self, step: int) -> Mapping[str, Tensor]:
-        inputs = torch.randn(16, 4)
-        error = (self.layer(inputs) - inputs.flip(1)).square().mean()
-        return {"loss": error * (float("nan") if step in self.poisoned else 1.0)}
-
-    def after_step(self) -> None:
-        self.average.update()
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        parts = {"layer": self.layer, "average": self.averaged}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
-
-    def numbers(self) -> Mapping[str, float]:
-        return {"decay": self.average.decay}
-
-    def restore(self, numbers: Mapping[str, float]) -> None:
-        self.average.decay = numbers["decay"]
-
-
-def loop_of(
-    folder: Path,
-    steps: int,
-    *,
-    optimizer: OptimizerSettings | None = None,
-    poisoned: range = range(0),
-    settings: Mapping[str, Any] = SETTINGS,
-    **options: Any,
-) -> tuple[Loop, Regression]:
-    trainee = Regression(poisoned)
-    chosen = optimizer or OptimizerSettings(learning_rate=0.05, warm_up=2, final_share=0.1)
-    folder.mkdir(exist_ok=True)
-    loop = Loop(
-        trainee,
-        Optimizer(dict(trainee.layer.named_parameters()), chosen),
-        LoopSettings(Length(steps), seed=3, **options),
-        Keeper(folder / "state", settings),
-        Journal(folder, "test", rows=16, every=0.0),
-    )
-    return loop, trainee
-
-
-def weights(trainee: Regression) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in trainee.tensors().values()]
 
 
 @pytest.mark.parametrize("name", ["adamw", "radam", "muon"])
@@ -159,23 +100,61 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     loop, trainee = loop_of(tmp_path, 4, poisoned=range(2, 4), save_steps=1)
     loop.run()
     assert loop.skipped == 2
-    before = load_file(tmp_path / "state" / "step-00000003" / "rank-0.safetensors")
-    after = load_file(tmp_path / "state" / "step-00000004" / "rank-0.safetensors")
-    assert torch.equal(before["model/layer.weight"], after["model/layer.weight"])
+    before = load_file(tmp_path / "state" / "step-00000002" / "rank-0.safetensors")
+    assert torch.equal(before["model/layer.weight"], trainee.layer.weight)
     assert all(torch.isfinite(t).all() for t in weights(trainee))
-    assert "not finite; skipped (2 so far)" in capsys.readouterr().err
-    longer, _ = loop_of(tmp_path, 5)
+    said = capsys.readouterr().err
+    assert "not finite; skipped (2 so far)" in said
+    assert "step 4: not saved, as the last 2 steps were skipped; the newest state" in said
+    longer, _ = loop_of(tmp_path, 6, poisoned=range(2, 4))
     longer.run()
     assert longer.skipped == 2
+    assert loop_of(tmp_path, 6)[0].run() == 6
+
+
+def test_states_are_saved_of_sound_steps_alone(tmp_path: Path) -> None:
+    """A state that falls due while steps are skipped is saved at the next step that moves."""
+    loop, _ = loop_of(tmp_path, 7, poisoned=range(3, 5), save_steps=4, save_last=False)
+    loop.run()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000006"]
 
 
 def test_too_many_in_a_row_end_the_run_and_the_last_state_is_sound(tmp_path: Path) -> None:
     loop, _ = loop_of(tmp_path, 50, poisoned=range(5, 50), patience=3, save_steps=2)
-    with pytest.raises(TrainingError, match=r"4 steps in a row .* at step 8; .*is sound"):
+    with pytest.raises(
+        TrainingError, match=r"4 steps in a row .* at step 8; .*newest state .* is of step 4,"
+    ):
         loop.run()
+    assert [path.name[-1] for path in sorted((tmp_path / "state").iterdir())] == ["2", "4"]
     healthy, trainee = loop_of(tmp_path, 9)
     assert healthy.run() == 9
     assert all(torch.isfinite(t).all() for t in weights(trainee))
+
+
+def test_a_run_that_never_saved_does_not_promise_a_state(tmp_path: Path) -> None:
+    loop, _ = loop_of(tmp_path, 50, poisoned=range(50), patience=2, save_steps=1)
+    with pytest.raises(TrainingError, match=r"3 steps in a row .*state' holds no state\. Try"):
+        loop.run()
+    lines = (tmp_path / "test.jsonl").read_text().splitlines()
+    told = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [entry["loss"] for entry in told] == [None, None]
+
+
+@pytest.mark.parametrize("end", [b'{"step": 4, "lo', b'{"step": 4, "loss": 1.0}\n\xff\xfe', b"[]\n12\n"])
+def test_a_journal_that_was_cut_off_is_gone_on_with(tmp_path: Path, end: bytes) -> None:
+    loop_of(tmp_path, 3)[0].run()
+    with (tmp_path / "test.jsonl").open("ab") as file:
+        file.write(end)
+    loop_of(tmp_path, 6)[0].run()
+    told = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in told] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_without_states_begins_its_journal_again(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "los')
+    loop_of(tmp_path, 2)[0].run()
+    told = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [(entry["step"], entry["loss"] is None) for entry in told] == [(1, False), (2, False)]
 
 
 def test_single_bad_steps_far_apart_do_not_end_a_run(tmp_path: Path) -> None:
@@ -216,7 +195,7 @@ def test_a_full_disk_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Saving fails for a while: training goes on, the older states stay, the next save works."""
-    write, full = checkpointing.save_file, [4, 6]
+    write, full = checkpointing.save_tensors, [4, 6]
 
     def fill(state: Mapping[str, Tensor], path: Path) -> None:
         if int(path.parent.stem[5:]) in full:
@@ -224,7 +203,7 @@ def test_a_full_disk_loses_nothing(
             raise OSError(28, "No space left on device")
         write(dict(state), path)
 
-    monkeypatch.setattr(checkpointing, "save_file", fill)
+    monkeypatch.setattr(checkpointing, "save_tensors", fill)
     loop, _ = loop_of(tmp_path, 6, save_steps=2)
     with pytest.raises(TrainingError, match=r"step-00000006' cannot be saved: .*No space.*are kept"):
         loop.run()

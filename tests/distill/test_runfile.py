@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.miniature.configuration import Run
@@ -107,3 +108,11 @@ def test_settings_survive_as_json(tmp_path: Path) -> None:
     assert isinstance(run, RunFile)
     told = run.as_json()
     assert told["objective"]["groups"] == {"e2e": 1, "mul": 1, "one": 0, "any": 1, "adv": 1}
+
+
+def test_a_gpu_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("builtin", "miniature"):
+        with pytest.raises(TrainingError, match="device 'cuda': torch finds no GPU here; 'cpu' and 'auto'"):
+            start_run(check_run(name, {}), tmp_path / "out", "cuda")
+    assert not (tmp_path / "out").exists()

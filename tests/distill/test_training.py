@@ -334,7 +334,7 @@ def test_an_interrupted_save_leaves_nothing_a_resumed_run_would_trust(
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(train, "save_file", fill_the_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(train, "save_tensors", fill_the_disk)
+    with pytest.raises(TrainingError, match="no space"):
         train._save(torch.nn.Linear(1, 1), tmp_path / "flow.safetensors")
     assert not (tmp_path / "flow.safetensors").exists()

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from twinshot_distill.world.composer import Composer
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_READ = (*PICTURES, ".txt", ".jsonl", ".tar")
 _CAPTION_KEYS = ("caption", "text", "prompt")
 
 
@@ -56,6 +58,22 @@ def find_samples(settings: DataSettings) -> Iterator[Sample]:
         raise TrainingError(f"data.path '{path}' does not exist.")
     readers = {"folder": _from_folder, "shards": _from_shards, "prompts": _from_prompts}
     return readers[settings.kind](path)
+
+
+def listing(settings: DataSettings) -> str:
+    """A digest of the names and sizes of a source's files: another one tells that something was changed.
+
+    "" for the composer, and where the source is not there (any more).
+    """
+    path = settings.path
+    if settings.kind == "composer" or path is None or not path.exists():
+        return ""
+    digest = sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        # The cache may lie in the same folder; its files are of other kinds.
+        if file == path or (file.suffix.lower() in _READ and file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def crop(picture: Image.Image, width: int, height: int) -> Tensor:
@@ -149,9 +167,11 @@ def _assembled(name: str, parts: Mapping[str, bytes]) -> Sample:
 
 
 def _from_prompts(path: Path) -> Iterator[Sample]:
-    """A text file of one prompt a line, or JSON lines with a prompt, text or caption."""
+    """A text file of one prompt a line, or JSON lines with prompt, text or caption; blank lines are none."""
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         words = line.strip()
+        if not words:
+            continue
         if words.startswith("{"):
             try:
                 words = _caption_in(json.loads(words)).strip()

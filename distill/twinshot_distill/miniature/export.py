@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from twinshot_distill.errors import TrainingError
 from twinshot_distill.miniature.card import describe
 from twinshot_distill.miniature.configuration import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
 from twinshot_distill.miniature.denoiser import Denoiser
 from twinshot_distill.miniature.tokenizer import build_tokenizer
+from twinshot_distill.tensor_files import save_tensors
 from twinshot_engine.vae.kl import AutoencoderKL
 
 _MODEL_INDEX: dict[str, Any] = {
@@ -37,7 +38,7 @@ def _json(path: Path, content: dict[str, Any]) -> None:
 
 def _weights(path: Path, state: dict[str, Tensor]) -> None:
     tensors = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, {"format": "pt"})
+    save_tensors(tensors, path, {"format": "pt"})
 
 
 def _text_state(text: nn.Module) -> dict[str, Tensor]:
@@ -50,7 +51,20 @@ def _text_state(text: nn.Module) -> dict[str, Tensor]:
 
 
 def export(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
-    """Write the checkpoint; existing files of the same names are replaced."""
+    """Write the checkpoint; existing files of the same names are replaced.
+
+    Raises:
+        TrainingError: the disk does not take it.
+    """
+    try:
+        _write(folder, autoencoder, denoiser)
+    except OSError as error:
+        raise TrainingError(
+            f"'{folder}' cannot be written: {error}; what was trained is kept, and the same command goes on."
+        ) from error
+
+
+def _write(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
     _json(folder / "model_index.json", _MODEL_INDEX)
     _json(folder / "twinshot.json", describe())
     _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -43,6 +43,7 @@ from twinshot_distill.miniature.tokenizer import build_tokenizer
 from twinshot_distill.miniature.twinflow import train_twinflow
 from twinshot_distill.pictures import save_sheet
 from twinshot_distill.report import say
+from twinshot_distill.tensor_files import save_tensors
 from twinshot_distill.world.composer import Composer
 from twinshot_engine.vae.kl import AutoencoderKL
 
@@ -52,11 +53,18 @@ _FLOW_STEPS = 24
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    """Save in one move: a resumed run trusts every file it finds."""
+    """Save in one move: a resumed run trusts every file it finds. Raises TrainingError on a full disk."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     partial = path.with_suffix(".partial")
-    save_file(state, partial)
-    partial.replace(path)
+    try:
+        save_tensors(state, partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TrainingError(
+            f"'{path}' cannot be written: {error}; the stage's last state is kept, and the same command goes "
+            "on from it."
+        ) from error
 
 
 def frozen(autoencoder: AutoencoderKL, device: torch.device) -> AutoencoderKL:
