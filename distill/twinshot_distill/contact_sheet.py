@@ -57,7 +57,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     for number in counts:
         pictures = np.concatenate(list(draw(engine, asked, number)))
-        compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=45, method=6)
+        compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=32, method=6)
 
 
 if __name__ == "__main__":
