@@ -129,13 +129,25 @@ def _engine(
         raise UsageError(f"--batch {batch} must be at least 1.")
     return {
         "checkpoint": checkpoint,
-        "steps": tuple(dict.fromkeys(steps or [1])),
+        "steps": _supported(steps or [1]),
         "max_batch": batch,
         "device": device,
         "backend": str(backend),
         "precision": str(precision),
         "text_fp8": text_fp8,
     }
+
+
+def _supported(steps: list[int]) -> tuple[int, ...]:
+    """Each step count once, if there is a schedule for it."""
+    from twinshot_engine.schedule import SUPPORTED_STEPS
+
+    for count in steps:
+        if count not in SUPPORTED_STEPS:
+            raise UsageError(
+                f"--steps {count} is not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are."
+            )
+    return tuple(dict.fromkeys(steps))
 
 
 def _tell_drawn(drawn: int, out: Path, *, as_json: bool) -> None:
