@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from grey_engine import DRAWING, SeedEngine, metadata, quiet
 from PIL import Image
 
 from twinshot_distill.charts import line_chart
@@ -19,7 +19,7 @@ from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluate import judge, second_opinion
 from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
 from twinshot_distill.evaluation.html_report import score_curve, write_report
-from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
+from twinshot_distill.evaluation.official import write_dpg, write_geneval
 from twinshot_distill.evaluation.statistics import (
     corrected,
     judge_errors,
@@ -30,44 +30,12 @@ from twinshot_distill.evaluation.statistics import (
 from twinshot_distill.evaluation.trials import Trial, trials
 from twinshot_distill.world.scenes import TASKS, Scene, is_unseen
 from twinshot_distill.world.vocabulary import OBJECTS
-from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.types import GenerateRequest
 
 SMALL_WORLD = {
     "objects": [entry.name for entry in OBJECTS if entry.code < "1f4"],
     "colors": ["red", "blue", "green", "yellow", "pink", "white"],
     "scenes": ["beach"],
 }
-DRAWING = Drawing(16, 8, steps=2, seed=7)
-
-
-class SeedEngine:
-    """Draws the seed as a grey, and refuses long prompts."""
-
-    max_batch = 3
-    info = SimpleNamespace(name="grey")
-
-    def __init__(self) -> None:
-        self.asked: list[GenerateRequest] = []
-
-    def validate(self, request: GenerateRequest) -> None:
-        if len(request.prompt) > 40:
-            raise InvalidRequestError("The prompt is too long.")
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> Any:
-        self.asked += requests
-        images = [np.full((r.height, r.width, 3), r.seed, np.uint8) for r in requests]
-        return SimpleNamespace(images=np.stack(images))
-
-
-def quiet(_what: str, _done: float) -> None:
-    pass
-
-
-def metadata(path: Path, prompts: Sequence[str]) -> Path:
-    entries = [{"tag": "single_object", "include": [{"class": "cow"}], "prompt": p} for p in prompts]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return path
 
 
 def test_geneval_gets_the_folders_that_its_evaluator_reads(tmp_path: Path) -> None:
