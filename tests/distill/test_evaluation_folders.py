@@ -10,18 +10,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from grey_engine import DRAWING, SeedEngine, metadata, quiet
 from PIL import Image
 
 from twinshot_distill.errors import TrainingError
+from twinshot_distill.evaluation import builtin
+from twinshot_distill.evaluation.builtin import Judges, Plan, measure
 from twinshot_distill.evaluation.keeping import KeptRows, identity
 from twinshot_distill.evaluation.official import write_dpg, write_geneval
+from twinshot_distill.world.scenes import TASKS
+from twinshot_distill.world.vocabulary import OBJECTS
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return metadata(tmp_path / "m.jsonl", ["a photo of a cow", "a photo of two cows"])
+
+
+def grey() -> Any:
+    """Stands for an Engine."""
+    return SeedEngine()
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -45,10 +56,10 @@ def test_a_full_disk_is_told_and_leaves_no_half_picture(
     with monkeypatch.context() as patch:
         fill_the_disk(patch, after=5)
         with pytest.raises(TrainingError, match=r"cannot be written to '.*out': .*No space left"):
-            write_geneval(SeedEngine(), source, out, DRAWING, quiet)  # type: ignore[arg-type]
+            write_geneval(grey(), source, out, DRAWING, quiet)
     left = sorted(str(path.relative_to(out)) for path in out.glob("*/samples/*"))
     assert left == [*(f"00000/samples/{k:04d}.png" for k in range(4)), "00001/samples/0000.png"]
-    assert write_geneval(SeedEngine(), source, out, DRAWING, quiet) == 1  # type: ignore[arg-type]
+    assert write_geneval(grey(), source, out, DRAWING, quiet) == 1
     for path in out.glob("*/samples/*"):
         with Image.open(path) as picture:
             picture.load()
@@ -60,7 +71,7 @@ def test_a_full_disk_leaves_no_half_sheet(monkeypatch: pytest.MonkeyPatch, tmp_p
     with monkeypatch.context() as patch:
         fill_the_disk(patch, after=1)
         with pytest.raises(TrainingError, match="No space left"):
-            write_dpg(SeedEngine(), source, out, DRAWING, quiet)  # type: ignore[arg-type]
+            write_dpg(grey(), source, out, DRAWING, quiet)
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "drawing.json"]
 
 
@@ -87,7 +98,7 @@ def test_pictures_of_other_settings_are_not_mixed(tmp_path: Path, source: Path) 
     with pytest.raises(TrainingError, match="checkpoint org/grey, not org/other; precision fp32, not bf16"):
         write_geneval(engine, source, out, DRAWING, quiet)
     with pytest.raises(TrainingError, match=r"prompts \w+, not \w+"):
-        write_geneval(SeedEngine(), metadata(source, ["a cat"]), out, DRAWING, quiet)  # type: ignore[arg-type]
+        write_geneval(grey(), metadata(source, ["a cat"]), out, DRAWING, quiet)
     assert not engine.asked
 
 
@@ -123,11 +134,11 @@ def test_rows_are_kept_as_they_come(tmp_path: Path) -> None:
     path, asked = tmp_path / "measuring.json", {"steps": (1, 2)}
     kept = KeptRows(path, asked)
     assert kept.before == 0
-    assert kept.row({"task": "two"}, lambda: {"task": "two", "score": 0.1}) == {"task": "two", "score": 0.1}
+    assert kept.row({"task": "two"}, lambda facts: facts | {"score": 0.1}) == {"task": "two", "score": 0.1}
     again = KeptRows(path, asked)
     assert again.before == 1
     assert again.row({"task": "two"}, dict) == {"task": "two", "score": 0.1}, "it was not measured again"
-    assert again.row({"task": "one"}, lambda: {"task": "one"}) == {"task": "one"}
+    assert again.row({"task": "one"}, dict) == {"task": "one"}
     assert KeptRows(path, asked).before == 2
     assert KeptRows(path, {"steps": (4,)}).before == 0
     for damaged in ("{", "[]", '{"asked": {"steps": [1, 2]}}'):
@@ -135,3 +146,64 @@ def test_rows_are_kept_as_they_come(tmp_path: Path) -> None:
         assert KeptRows(path, asked).before == 0
     again.forget()
     assert not list(tmp_path.iterdir())
+
+
+class LongEngine(SeedEngine):
+    """Takes prompts of any length and draws something for any seed at the model's own size."""
+
+    def generate(self, requests: Any) -> Any:
+        self.asked += requests
+        return SimpleNamespace(
+            images=np.stack([np.full((8, 8, 3), r.seed % 251, np.uint8) for r in requests])
+        )
+
+
+class Judging:
+    """Passes dark pictures; stops for good at the picture after `left`."""
+
+    threshold = 0.2
+
+    def __init__(self, left: int = 10**6) -> None:
+        self.left = left
+
+    def check(self, images: torch.Tensor, scenes: Any, threshold: float | None = None) -> list[bool]:
+        if self.left < len(scenes):
+            raise KeyboardInterrupt
+        self.left -= len(scenes)
+        return [bool(image.float().mean() < 128) for image in images]
+
+    def fidelity(self, images: Any, scenes: Any) -> list[float]:
+        return [0.5] * len(scenes)
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(builtin, "ZImageEncoders", lambda *_: None)
+    monkeypatch.setattr(builtin, "find_checkpoint", Path)
+    monkeypatch.setattr(builtin, "Composer", lambda *_, **__: None)
+    monkeypatch.setattr(builtin, "_round_trip", lambda *_: torch.zeros(1, 3, 8, 8))
+    world = {"objects": [entry.name for entry in OBJECTS], "colors": ["red", "blue"], "scenes": []}
+    plan = Plan((1, 2), count=2, diversity_prompts=2, diversity_seeds=2, pictures=6)
+
+    def run(folder: str, judging: Judging) -> tuple[Any, SeedEngine]:
+        engine: Any = LongEngine()
+        engine.info = SimpleNamespace(**{**vars(engine.info), "vocabulary": world})
+        judges: Any = Judges(judging)  # type: ignore[arg-type]
+        kept = KeptRows(tmp_path / folder / "measuring.json", {"count": 2})
+        return measure(engine, judges, plan, "builtin", kept, quiet), engine
+
+    with pytest.raises(KeyboardInterrupt):
+        run("a", Judging(left=3 * 2 * 8))
+    resumed, engine = run("a", Judging())
+    whole, all_at_once = run("b", Judging())
+    assert resumed.rows == whole.rows
+    assert [(r["task"], r["steps"]) for r in whole.rows[:7]] == [(t, "ceiling") for t in (*TASKS, "mean")]
+    assert len(all_at_once.asked) - len(engine.asked) == 2 * 2, "two tasks were drawn before, ceiling aside"
+    np.testing.assert_array_equal(resumed.pictures[2], whole.pictures[2])
+
+
+def test_rows_that_cannot_be_kept_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(TrainingError, match=r"What is measured cannot be written to '.*report'"):
+        KeptRows(tmp_path / "report" / "measuring.json", {})

@@ -110,22 +110,25 @@ class KeptRows:
         asked: all that decides the rows, as JSON takes it.
 
     Raises:
-        OSError: the file cannot be written; found out at once.
+        TrainingError: the file cannot be written; the first try is made at once.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         self._path, self._asked = path, json.loads(json.dumps(asked))
-        self._rows = self._found()
+        with writing("What is measured", path.parent):
+            self._rows = self._found()
         self.before = len(self._rows)
         """How many rows an earlier call has left."""
         self._write()
 
-    def row(self, facts: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The kept row that has these facts, or else the one that `measure` returns, kept from now on."""
+    def row(
+        self, facts: dict[str, Any], measure: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The kept row that has these facts, or else what `measure` makes of them, kept from now on."""
         for row in self._rows:
             if facts.items() <= row.items():
                 return row
-        row = measure()
+        row = measure(facts)
         self._rows.append(row)
         self._write()
         return row
@@ -143,5 +146,7 @@ class KeptRows:
 
     def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"asked": self._asked, "rows": self._rows}, indent=1) + "\n")
-        partial.replace(self._path)
+        with writing("What is measured", self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"asked": self._asked, "rows": self._rows}, indent=1) + "\n")
+            partial.replace(self._path)

@@ -156,17 +156,17 @@ def _tell_drawn(drawn: int, out: Path, *, as_json: bool) -> None:
 
 
 def _tell(rows: list[dict[str, Any]], page: Path, *, as_json: bool) -> None:
+    from twinshot_distill.evaluation.html_report import as_steps
+
     means = [row for row in rows if row["task"] == "mean"]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
         return
     for row in means:
-        asked = (
-            f"{row['steps']} steps" if row["language"] is None else f"{row['steps']} steps, {row['language']}"
-        )
+        asked = [as_steps(row["steps"]), row["language"], row["combinations"]]
         typer.echo(
-            f"{asked}, {row['combinations']}: {row['score']:.3f} "
+            f"{', '.join(filter(None, asked))}: {row['score']:.3f} "
             f"({row['low']:.3f} to {row['high']:.3f}), strict {row['strict_score']:.3f}, "
             f"fidelity {row['fidelity_median']:.3f}, {_second_opinion(row)}, n {row['n']}"
         )
