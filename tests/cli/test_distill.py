@@ -95,6 +95,9 @@ def test_a_dry_run_prints_all_settings(cli: CliRunner) -> None:
         (["evaluate", "builtin", "--combinations", "odd"], "'odd' is not 'seen' or 'unseen'"),
         (["evaluate", "builtin", "--count", "0"], "at least 1"),
         (["evaluate", "builtin", "--batch", "0"], "--batch 0 must be at least 1"),
+        (["evaluate", "builtin", "--steps", "1", "--steps", "0"], "--steps 0 is not supported: 1 to 100 are"),
+        (["evaluate", "geneval", "m.jsonl", "--steps", "101"], "--steps 101 is not supported: 1 to 100 are"),
+        (["evaluate", "dpg", "p.jsonl", "--steps", "0"], "--steps 0 is not supported: 1 to 100 are"),
         (["evaluate", "dpg", "p.jsonl", "--device", "gpu"], "device 'gpu' is not"),
     ],
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from grey_engine import DRAWING, SeedEngine, metadata, quiet
 from PIL import Image
 
 from twinshot_distill.charts import line_chart
@@ -19,10 +20,11 @@ from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluate import judge, second_opinion
 from twinshot_distill.evaluation.builtin import Findings, mean_row, reseeded
 from twinshot_distill.evaluation.html_report import score_curve, write_report
-from twinshot_distill.evaluation.official import Drawing, write_dpg, write_geneval
+from twinshot_distill.evaluation.official import write_dpg, write_geneval
 from twinshot_distill.evaluation.statistics import (
     corrected,
     judge_errors,
+    mean_interval,
     pairwise_distance,
     shares_below,
     wilson,
@@ -30,44 +32,12 @@ from twinshot_distill.evaluation.statistics import (
 from twinshot_distill.evaluation.trials import Trial, trials
 from twinshot_distill.world.scenes import TASKS, Scene, is_unseen
 from twinshot_distill.world.vocabulary import OBJECTS
-from twinshot_engine.errors import InvalidRequestError
-from twinshot_engine.types import GenerateRequest
 
 SMALL_WORLD = {
     "objects": [entry.name for entry in OBJECTS if entry.code < "1f4"],
     "colors": ["red", "blue", "green", "yellow", "pink", "white"],
     "scenes": ["beach"],
 }
-DRAWING = Drawing(16, 8, steps=2, seed=7)
-
-
-class SeedEngine:
-    """Draws the seed as a grey, and refuses long prompts."""
-
-    max_batch = 3
-    info = SimpleNamespace(name="grey")
-
-    def __init__(self) -> None:
-        self.asked: list[GenerateRequest] = []
-
-    def validate(self, request: GenerateRequest) -> None:
-        if len(request.prompt) > 40:
-            raise InvalidRequestError("The prompt is too long.")
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> Any:
-        self.asked += requests
-        images = [np.full((r.height, r.width, 3), r.seed, np.uint8) for r in requests]
-        return SimpleNamespace(images=np.stack(images))
-
-
-def quiet(_what: str, _done: float) -> None:
-    pass
-
-
-def metadata(path: Path, prompts: Sequence[str]) -> Path:
-    entries = [{"tag": "single_object", "include": [{"class": "cow"}], "prompt": p} for p in prompts]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return path
 
 
 def test_geneval_gets_the_folders_that_its_evaluator_reads(tmp_path: Path) -> None:
@@ -142,6 +112,15 @@ def test_wilsons_interval_is_the_published_one() -> None:
     assert wilson(0.0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("count", "quantile"), [(7, 2.446912), (12, 2.200985), (31, 2.042272)])
+def test_a_means_interval_is_students(count: int, quantile: float) -> None:
+    values = [float(k % 5) for k in range(count)]
+    low, high = mean_interval(values)
+    half = quantile * float(np.std(values, ddof=1)) / count**0.5
+    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=2e-3)
+    assert mean_interval([0.3]) == (-math.inf, math.inf)
+
+
 def test_a_judges_errors_are_taken_out() -> None:
     assert corrected(0.5, 0.9, 0.1) == pytest.approx(0.5)
     assert corrected(0.95, 0.9, 0.0) == 1.0
@@ -179,23 +158,27 @@ def test_the_report_says_what_was_measured(tmp_path: Path) -> None:
     rows = [row("single", 1, 0.8), row("two <b>", 1, 0.6)]
     findings = Findings(
         [*rows, mean_row(rows), row("mean", "ceiling", 0.99), row("mean", 4, 0.9)],
-        {1: 0.05},
+        {1: (0.05, 0.04, 0.06)},
         {1: np.zeros((2, 8, 8, 3), np.uint8)},
         ["a cow & a dog", "a cat"],
     )
-    page = write_report(tmp_path / "r", findings, {"checkpoint": "tiny", "device": "cpu"}).read_text()
+    facts = {"name": "tiny <1>", "checkpoint": "/models/tiny", "revision": None, "count": 50, "commit": "abc"}
+    page = write_report(tmp_path / "r", findings, facts).read_text()
+    assert "<h1>Evaluation of tiny &lt;1&gt;</h1>" in page
+    assert "<dt>checkpoint</dt><dd>/models/tiny</dd><dt>revision</dt><dd>-</dd>" in page
+    assert "<dt>count</dt><dd>50</dd><dt>commit</dt><dd>abc</dd>" in page
     assert "two &lt;b&gt;" in page
     assert "<b>" not in page
     assert "a cow &amp; a dog" in page
     assert "not a GenEval score" in page
-    assert "1 steps 0.0500" in page
+    assert "1 step 0.0500 (0.0400 to 0.0600)" in page
     assert "The auditor's weights were not there: the verifier judged alone." in page
     assert page.count("<tr") == 1 + 5
     assert len(list((tmp_path / "r" / "pictures" / "1").iterdir())) == 2
     kept = json.loads((tmp_path / "r" / "scores.json").read_text())
     assert kept[2]["score"] == pytest.approx(0.7)
     assert kept[2]["n"] == 100
-    assert kept[0]["checkpoint"] == "tiny"
+    assert kept[0]["checkpoint"] == "/models/tiny"
     assert (tmp_path / "r" / "curve.svg").read_text() == score_curve(findings.rows)
 
 
@@ -293,3 +276,37 @@ def test_charts_place_points_in_order_and_leave_out_what_is_not_finite() -> None
     assert ys[0] > ys[1] > ys[2]
     assert "t&lt;" in svg
     assert line_chart("t", {"a": []}, x_label="x") == ""
+
+
+def texts(svg: str) -> list[tuple[float, float, float, str]]:
+    """Left, right and baseline of each small text, as wide as its letters at most, and its words."""
+    lift = float(re.findall(r"translate\(0 (\d+)\)", svg)[0])
+    legend, drawing = svg.split("<g ")
+    found = []
+    for part, down in ((legend, 0.0), (drawing, lift)):
+        for x, y, anchor, words in re.findall(
+            r'<text x="([\d.]+)" y="([\d.]+)" font-size="11" text-anchor="(\w+)"[^>]*>([^<]*)', part
+        ):
+            width = 6.2 * len(words)
+            left = float(x) - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+            found.append((left, left + width, float(y) + down, words))
+    return found
+
+
+def test_legend_and_values_of_charts_do_not_lie_on_each_other() -> None:
+    names = [
+        f"{split}{language}{strict}"
+        for split in ("unseen", "seen")
+        for language in ("", ", zh")
+        for strict in ("", ", strict")
+    ]
+    series = {name: [(1, 0.99 - 0.001 * k), (2, 1.0), (30, 1 - 0.02 * k)] for k, name in enumerate(names)}
+    svg = line_chart("Score by steps", series, x_label="steps", logarithmic=True, marked=True)
+    placed = texts(svg)
+    assert {words for *_, words in placed} >= {*names, "1", "0.99", "0.983", "0.98"}
+    for k, (left, right, y, words) in enumerate(placed):
+        assert 0 <= left < right <= 560, words
+        assert y > 18 + 11, f"{words} lies on the title"
+        for other_left, other_right, other_y, other in placed[:k]:
+            apart = right <= other_left or other_right <= left or abs(y - other_y) >= 11
+            assert apart, f"{words!r} lies on {other!r}"

@@ -23,9 +23,11 @@ from twinshot_distill import verifier
 from twinshot_distill.auditor.judge import Auditor
 from twinshot_distill.evaluate import judge, mean_of, second_opinion
 from twinshot_distill.evaluation.drawing import Report, draw_all
+from twinshot_distill.evaluation.keeping import KeptRows
 from twinshot_distill.evaluation.statistics import (
     corrected,
     judge_errors,
+    mean_interval,
     pairwise_distance,
     shares_below,
     wilson,
@@ -43,7 +45,8 @@ from twinshot_engine.types import GenerateRequest
 
 LOW_FIDELITY = 0.5
 VERIFIER_FOLDER = Path(verifier.__file__).parent
-_CEILING = "ceiling"
+CEILING = "ceiling"
+"""Stands for the step count in rows of the control from above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,13 @@ class Findings:
 
     Attributes:
         rows: one flat row a task, combination, language and step count, the controls among them.
-        diversity: mean pairwise distance by step count.
+        diversity: mean pairwise distance by step count, and the ends of its 95 % interval over prompts.
         pictures: [N, H, W, 3] by step count, of the same prompts and seeds.
         captions: of the pictures.
     """
 
     rows: list[dict[str, Any]]
-    diversity: dict[int, float]
+    diversity: dict[int, tuple[float, float, float]]
     pictures: dict[int, NDArray[np.uint8]]
     captions: list[str]
 
@@ -96,7 +99,9 @@ class Judges:
     auditor: Auditor | None = None
 
 
-def measure(engine: Engine, judging: Judges, plan: Plan, reference: str, report: Report) -> Findings:
+def measure(
+    engine: Engine, judging: Judges, plan: Plan, reference: str, kept: KeptRows, report: Report
+) -> Findings:
     """Measure a checkpoint in its own domain.
 
     Args:
@@ -104,26 +109,39 @@ def measure(engine: Engine, judging: Judges, plan: Plan, reference: str, report:
         judging: the judges, on any device.
         plan: what is measured.
         reference: names the checkpoint, whose autoencoder gives the ceiling.
+        kept: rows that an earlier call has measured in the same way, and those of this one.
         report: receives progress.
     """
     rows: list[dict[str, Any]] = []
     for split in plan.splits:
-        rows += _ceiling_rows(engine, judging, reference, split, plan.count, report)
+        rows += _ceiling_rows(engine, judging, reference, split, plan.count, kept, report)
         for language, steps in product(plan.languages, plan.steps):
-            rows += _score_rows(engine, judging, split, language, steps, plan, report)
+            rows += _score_rows(engine, judging, split, language, steps, plan, kept, report)
     return Findings(rows, *_looks(engine, plan, report))
 
 
 def _score_rows(
-    engine: Engine, judging: Judges, split: Split, language: str, steps: int, plan: Plan, report: Report
+    engine: Engine,
+    judging: Judges,
+    split: Split,
+    language: str,
+    steps: int,
+    plan: Plan,
+    kept: KeptRows,
+    report: Report,
 ) -> list[dict[str, Any]]:
-    rows = []
-    for task in TASKS:
+    def scored(facts: dict[str, Any]) -> dict[str, Any]:
+        task = facts["task"]
         asked = reseeded(trials(task, split, plan.count, engine.info.vocabulary, language), plan.seeds)
         requests = [GenerateRequest(trial.prompt, trial.seed, steps=steps) for trial in asked]
         drawn = list(draw_all(engine, requests, f"{steps} steps, {split}, {language}, {task}", report))
-        facts = {"steps": steps, "combinations": split, "language": language, "task": task}
-        rows.append(_row(judging, torch.from_numpy(np.stack(drawn)), asked, facts))
+        return _row(judging, torch.from_numpy(np.stack(drawn)), asked, facts)
+
+    facts = {"steps": steps, "combinations": split, "language": language}
+    return _with_mean([kept.row(facts | {"task": task}, scored) for task in TASKS])
+
+
+def _with_mean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rows, mean_row(rows)]
 
 
@@ -133,19 +151,27 @@ def reseeded(asked: Sequence[Trial], seeds: int) -> list[Trial]:
 
 
 def _ceiling_rows(
-    engine: Engine, judging: Judges, reference: str, split: Split, count: int, report: Report
+    engine: Engine,
+    judging: Judges,
+    reference: str,
+    split: Split,
+    count: int,
+    kept: KeptRows,
+    report: Report,
 ) -> list[dict[str, Any]]:
     """The control from above: true renders through the checkpoint's autoencoder, judged the same way."""
     encoders = ZImageEncoders(find_checkpoint(reference), torch.device("cpu"))
     composer = Composer("cpu", scene_variations=4, plain_variations=4)
-    rows = []
-    for place, task in enumerate(TASKS):
-        report(f"ceiling, {split}, {task}", place / len(TASKS))
+
+    def scored(facts: dict[str, Any]) -> dict[str, Any]:
+        task = facts["task"]
+        report(f"ceiling, {split}, {task}", TASKS.index(task) / len(TASKS))
         asked = trials(task, split, min(count, 100), engine.info.vocabulary)
         restored = [_round_trip(encoders, composer, trial) for trial in asked]
-        facts = {"steps": _CEILING, "combinations": split, "language": None, "task": task}
-        rows.append(_row(judging, torch.cat(restored), asked, facts))
-    return [*rows, mean_row(rows)]
+        return _row(judging, torch.cat(restored), asked, facts)
+
+    facts = {"steps": CEILING, "combinations": split, "language": None}
+    return _with_mean([kept.row(facts | {"task": task}, scored) for task in TASKS])
 
 
 def _round_trip(encoders: ZImageEncoders, composer: Composer, trial: Trial) -> Tensor:
@@ -196,7 +222,7 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _looks(
     engine: Engine, plan: Plan, report: Report
-) -> tuple[dict[int, float], dict[int, NDArray[np.uint8]], list[str]]:
+) -> tuple[dict[int, tuple[float, float, float]], dict[int, NDArray[np.uint8]], list[str]]:
     """Diversity, and pictures to look at, for each step count."""
     each = -(-max(plan.pictures, plan.diversity_prompts) // len(TASKS))
     by_task = [trials(task, plan.splits[0], each, engine.info.vocabulary) for task in TASKS]
@@ -210,12 +236,14 @@ def _looks(
     return diversity, pictures, [plain_caption(trial.scene) for trial in shown]
 
 
-def _diversity(engine: Engine, asked: Sequence[Trial], seeds: int, steps: int, report: Report) -> float:
-    """Mean over prompts of the pairwise distance of pictures that differ in their seed alone."""
+def _diversity(
+    engine: Engine, asked: Sequence[Trial], seeds: int, steps: int, report: Report
+) -> tuple[float, float, float]:
+    """Pairwise distance of pictures that differ in their seed alone: mean over prompts and its interval."""
     distances = []
     for trial in asked:
         requests = [GenerateRequest(trial.prompt, seed, steps=steps) for seed in range(seeds)]
-        distances.append(
-            pairwise_distance(np.stack(list(draw_all(engine, requests, f"diversity, {steps} steps", report))))
-        )
-    return round(fmean(distances), 4)
+        drawn = draw_all(engine, requests, f"diversity, {steps} steps", report)
+        distances.append(pairwise_distance(np.stack(list(drawn))))
+    low, high = mean_interval(distances)
+    return round(fmean(distances), 4), round(low, 4), round(high, 4)

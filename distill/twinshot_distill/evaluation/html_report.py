@@ -14,7 +14,7 @@ from PIL import Image
 
 from twinshot_distill.charts import line_chart
 from twinshot_distill.errors import TrainingError
-from twinshot_distill.evaluation.builtin import Findings
+from twinshot_distill.evaluation.builtin import CEILING, Findings
 from twinshot_distill.live_page import STYLE
 
 _NOTE = (
@@ -24,7 +24,8 @@ _NOTE = (
     "are Wilson's at 95 %; corrected scores take the verifier's measured errors out; shuffled is the control "
     "from below, each picture judged by another's prompt; ceiling the one from above, true scenes through "
     "the autoencoder (100 a task at most); fidelity how closely the drawings match, 1 for a copy. Diversity "
-    "is the mean root-mean-square difference of pictures that differ in their seed alone, read at 64 pixels."
+    "is the mean root-mean-square difference of pictures that differ in their seed alone, read at 64 pixels, "
+    "with the 95 % interval of Student's t over prompts."
 )
 _COLUMNS = (
     *("steps", "combinations", "prompts", "task", "score", "interval", "corrected", "strict", "shuffled"),
@@ -38,7 +39,8 @@ def write_report(folder: Path, findings: Findings, facts: Mapping[str, Any]) -> 
     Args:
         folder: for all of them.
         findings: what was measured.
-        facts: what a reader must know to measure it again: checkpoint, device, versions, commit, date.
+        facts: what a reader must know to measure it again: name and path of the checkpoint, precision,
+            count, seeds, device, versions, commit, date.
 
     Returns the page's path.
 
@@ -83,18 +85,24 @@ def _save_pictures(folder: Path, pictures: NDArray[np.uint8]) -> None:
 
 
 def _page(findings: Findings, facts: Mapping[str, Any], curve: str) -> str:
-    told = " · ".join(f"{name} {value}" for name, value in facts.items())
-    diverse = ", ".join(f"{steps} steps {value:.4f}" for steps, value in findings.diversity.items())
+    told = "".join(_fact(name, value) for name, value in facts.items())
+    diverse = ", ".join(
+        f"{as_steps(steps)} {mean:.4f} ({low:.4f} to {high:.4f})"
+        for steps, (mean, low, high) in findings.diversity.items()
+    )
     sheets = "".join(_sheet(steps, findings.captions) for steps in findings.pictures)
     sheet_style = (
         ".sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:.6rem}"
         "figcaption{font-size:.75rem}tr.mean{font-weight:600}.chart{max-width:640px}"
+        ".wide{overflow-x:auto}table{font-size:.9rem}td,th{padding:.15rem .45rem;white-space:nowrap}"
+        "dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1rem}"
+        "dd{margin:0;overflow-wrap:anywhere}"
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title>'
         f"<style>{STYLE}{sheet_style}</style>"
-        f"<h1>Evaluation of {escape(str(facts.get('checkpoint', '')))}</h1>"
-        f'<p>{escape(told)}</p><p>{escape(_NOTE)}</p><div class="chart">{curve}</div>'
+        f"<h1>Evaluation of {escape(str(facts.get('name', '')))}</h1>"
+        f'<dl>{told}</dl><p>{escape(_NOTE)}</p><div class="chart">{curve}</div>'
         f"<p>Diversity: {escape(diverse)}.</p>{_alone(findings.rows)}{_table(findings.rows)}{sheets}</html>\n"
     )
 
@@ -108,7 +116,7 @@ def _alone(rows: Sequence[Mapping[str, Any]]) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     body = "".join(_table_row(row) for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _table_row(row: Mapping[str, Any]) -> str:
@@ -123,6 +131,16 @@ def _table_row(row: Mapping[str, Any]) -> str:
     return f"<tr{kind}>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
 
 
+def as_steps(steps: int | str) -> str:
+    """A row's step count in words; the ceiling's row has none."""
+    return str(steps) if steps == CEILING else f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
+def _fact(name: str, value: Any) -> str:
+    told = "-" if value is None else str(value)
+    return f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(told)}</dd>"
+
+
 def _shown(share: float | None) -> str:
     return "-" if share is None else f"{share:.3f}"
 
@@ -133,4 +151,4 @@ def _sheet(steps: int, captions: Sequence[str]) -> str:
         f"<figcaption>{escape(words)}</figcaption></figure>"
         for index, words in enumerate(captions)
     )
-    return f'<h2>{steps} {"step" if steps == 1 else "steps"}</h2><div class="sheet">{figures}</div>'
+    return f'<h2>{as_steps(steps)}</h2><div class="sheet">{figures}</div>'

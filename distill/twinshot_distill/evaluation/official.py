@@ -1,14 +1,15 @@
 """Pictures for GenEval's and DPG-Bench's own scorers, in the folders that those read.
 
 The prompts are not part of this repository: the user gives the benchmark's own file. Pictures that exist are
-not drawn again, so an interrupted run goes on.
+not drawn again, so an interrupted run goes on; pictures of other settings are never mixed in.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluation.drawing import Report, check_prompts, draw_all
+from twinshot_distill.evaluation.keeping import claim, identity, save_whole, writing
 from twinshot_engine.engine import Engine
 from twinshot_engine.types import GenerateRequest
 
@@ -48,21 +50,31 @@ def write_geneval(engine: Engine, metadata: Path, out: Path, drawing: Drawing, r
     Returns how many prompts were drawn now.
 
     Raises:
-        TrainingError: the metadata cannot be read, or a prompt cannot be drawn.
+        TrainingError: the metadata cannot be read, a prompt cannot be drawn, the folder cannot be written or
+            holds pictures of other settings.
     """
     entries = list(_json_lines(metadata, ("tag", "include", "prompt")))
     check_prompts(engine, [drawing.requests(entry["prompt"])[0] for entry in entries])
     folders = [out / f"{index:05d}" for index in range(len(entries))]
-    missing = [k for k, folder in enumerate(folders) if not _complete(folder)]
-    for index in missing:
-        (folders[index] / "samples").mkdir(parents=True, exist_ok=True)
-        (folders[index] / "metadata.jsonl").write_text(json.dumps(entries[index]) + "\n")
-    requests = [request for k in missing for request in drawing.requests(entries[k]["prompt"])]
-    pictures = draw_all(engine, requests, "GenEval", report)
-    for index in missing:
-        for number, picture in enumerate(islice(pictures, _IMAGES)):
-            Image.fromarray(picture).save(folders[index] / "samples" / f"{number:04d}.png")
+    with writing("The pictures", out):
+        _claim(out, engine, drawing, entries, begun=any(out.glob("*/samples/*.png")))
+        missing = [k for k, folder in enumerate(folders) if not _complete(folder)]
+        for index in missing:
+            (folders[index] / "samples").mkdir(parents=True, exist_ok=True)
+            (folders[index] / "metadata.jsonl").write_text(json.dumps(entries[index]) + "\n")
+        requests = [request for k in missing for request in drawing.requests(entries[k]["prompt"])]
+        pictures = draw_all(engine, requests, "GenEval", report)
+        for index in missing:
+            for number, picture in enumerate(islice(pictures, _IMAGES)):
+                save_whole(Image.fromarray(picture), folders[index] / "samples" / f"{number:04d}.png")
     return len(missing)
+
+
+def _claim(out: Path, engine: Engine, drawing: Drawing, prompts: Any, *, begun: bool) -> None:
+    """See that a folder holds no pictures of other settings or prompts."""
+    out.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    claim(out, {**identity(engine.info), **asdict(drawing), "prompts": digest}, begun=begun)
 
 
 def _complete(folder: Path) -> bool:
@@ -82,19 +94,18 @@ def write_dpg(engine: Engine, prompts: Path, out: Path, drawing: Drawing, report
     Returns how many prompts were drawn now.
 
     Raises:
-        TrainingError: the prompts cannot be read, or one cannot be drawn.
+        TrainingError: the prompts cannot be read, one cannot be drawn, the folder cannot be written or holds
+            sheets of other settings.
     """
     named = dict(_named_prompts(prompts))
     check_prompts(engine, [drawing.requests(prompt)[0] for prompt in named.values()])
-    out.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in named if not (out / f"{name}.png").is_file()]
-    requests = [request for name in missing for request in drawing.requests(named[name])]
-    pictures = draw_all(engine, requests, "DPG-Bench", report)
-    for name in missing:
-        group = list(islice(pictures, _IMAGES))
-        partial = out / f"{name}.partial"
-        Image.fromarray(_grid(group)).save(partial, "PNG")
-        partial.replace(out / f"{name}.png")
+    with writing("The sheets", out):
+        _claim(out, engine, drawing, named, begun=any(out.glob("*.png")))
+        missing = [name for name in named if not (out / f"{name}.png").is_file()]
+        requests = [request for name in missing for request in drawing.requests(named[name])]
+        pictures = draw_all(engine, requests, "DPG-Bench", report)
+        for name in missing:
+            save_whole(Image.fromarray(_grid(list(islice(pictures, _IMAGES)))), out / f"{name}.png")
     return len(missing)
 
 

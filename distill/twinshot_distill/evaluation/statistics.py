@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,22 @@ def wilson(score: float, count: int) -> tuple[float, float]:
     centre = (score + square / (2 * count)) / (1 + square / count)
     half = _Z / (1 + square / count) * math.sqrt(score * (1 - score) / count + square / (4 * count**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean of independent values by Student's t; of one value, all numbers.
+
+    The quantile of t is the normal one's series in 1 / degrees of freedom (Abramowitz and Stegun, 26.7.5),
+    within .001 from 6 degrees on.
+    """
+    free = len(values) - 1
+    if free == 0:
+        return -math.inf, math.inf
+    z = _Z
+    quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    quantile += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def corrected(score: float, true_pass: float, false_pass: float) -> float:

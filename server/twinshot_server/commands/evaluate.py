@@ -129,7 +129,7 @@ def _engine(
         raise UsageError(f"--batch {batch} must be at least 1.")
     return {
         "checkpoint": checkpoint,
-        "steps": tuple(dict.fromkeys(steps or [1])),
+        "steps": _supported(steps or [1]),
         "max_batch": batch,
         "device": device,
         "backend": str(backend),
@@ -138,23 +138,35 @@ def _engine(
     }
 
 
+def _supported(steps: list[int]) -> tuple[int, ...]:
+    """Each step count once, if there is a schedule for it."""
+    from twinshot_engine.schedule import SUPPORTED_STEPS
+
+    for count in steps:
+        if count not in SUPPORTED_STEPS:
+            raise UsageError(
+                f"--steps {count} is not supported: {SUPPORTED_STEPS[0]} to {SUPPORTED_STEPS[-1]} are."
+            )
+    return tuple(dict.fromkeys(steps))
+
+
 def _tell_drawn(drawn: int, out: Path, *, as_json: bool) -> None:
     facts = {"drawn": drawn, "folder": str(out)}
     typer.echo(json.dumps(facts) if as_json else f"{drawn} prompts drawn into {out}")
 
 
 def _tell(rows: list[dict[str, Any]], page: Path, *, as_json: bool) -> None:
+    from twinshot_distill.evaluation.html_report import as_steps
+
     means = [row for row in rows if row["task"] == "mean"]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
         return
     for row in means:
-        asked = (
-            f"{row['steps']} steps" if row["language"] is None else f"{row['steps']} steps, {row['language']}"
-        )
+        asked = [as_steps(row["steps"]), row["language"], row["combinations"]]
         typer.echo(
-            f"{asked}, {row['combinations']}: {row['score']:.3f} "
+            f"{', '.join(filter(None, asked))}: {row['score']:.3f} "
             f"({row['low']:.3f} to {row['high']:.3f}), strict {row['strict_score']:.3f}, "
             f"fidelity {row['fidelity_median']:.3f}, {_second_opinion(row)}, n {row['n']}"
         )
