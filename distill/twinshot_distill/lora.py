@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from twinshot_distill.strictness import STRICT
 
@@ -58,12 +59,20 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its adapter to [..., in_features]."""
-        out: Tensor = self.base(x)
+        out = self._frozen(x)
         if self.adapter == "disabled":
             return out
         down, up = (self.get_submodule(f"{self.adapter}_{part}") for part in ("down", "up"))
         low: Tensor = up(down(x))
         return out + (self.scale * low).to(out.dtype)
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        """The layer alone; autocast off and weights in bf16 is Z-Image's time, which is fp32 all the way."""
+        weight, bias = self.base.weight, self.base.bias
+        if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+            out: Tensor = self.base(x)
+            return out
+        return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @torch.no_grad()
     def merged(self) -> Tensor:

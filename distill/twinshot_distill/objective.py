@@ -9,7 +9,8 @@ A batch is split into groups of rows, in this order:
     adv  t = r < 0            the fake trajectory: flow matching on the student's own samples
 
 and a rectification term moves the one-step samples by the difference of fake and real velocity. There is
-no second network but the teacher, and that is an average of the student, the student itself, or its start.
+no second network but the teacher, and that is an average of the student, or the student itself, whose
+start may guide.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Objective:
         consistency: how far below t targets reach, 1 all the way; below 1 there is no rectification.
         enhanced_ratio: guidance in the target, v + ratio (v_c - v_u); 0 asks no guide.
         enhanced_range: rows with t strictly inside are guided.
-        teacher_decay: of the teacher's average; 0 is the student itself, 1 its frozen start.
+        teacher_decay: of the teacher's average; 0 is the student itself. With 1 the frozen start guides and
+            the student is its own teacher of consistency, as in the released trainer.
         rectify: weight of the rectification.
         times: (a, b, c) of t ~ c Beta(a, b).
         distance: how a row's error counts.

@@ -15,12 +15,14 @@ from twinshot_distill.processes import Processes
 
 
 def place(model: OpenModel, processes: Processes, device: torch.device) -> None:
-    """Move a model to its device, or a part of each of its tensors where several processes share it."""
+    """Move a model to its device, or a part of each of its tensors where several processes share it.
+
+    Sharding moves one block after another, and leaves its part there: the whole need not fit on a device.
+    """
     if processes.count == 1:
         model.to(device)
         return
     mesh = init_device_mesh(device.type, (processes.count,))
-    model.to(device)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for part in model.shards():
         fully_shard(part, mesh=mesh, mp_policy=policy)
@@ -53,7 +55,10 @@ def compile_blocks(model: OpenModel) -> None:
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """A whole tensor on the CPU in bf16; all processes must ask for it."""
+    """A whole tensor on the CPU in bf16; all processes must ask for it.
+
+    Always a copy: what was gathered may be a view of a padded buffer, which safetensors refuses to save.
+    """
     holder: Any = tensor
     whole: Tensor = holder.full_tensor() if hasattr(holder, "full_tensor") else tensor
-    return whole.detach().to("cpu", torch.bfloat16).contiguous()
+    return whole.detach().to("cpu", torch.bfloat16, copy=True).contiguous()

@@ -96,7 +96,7 @@ class Distillation(ABC):
 
 
 class FullDistillation(Distillation):
-    """All weights are trained; the teacher is the student, its average, or its start."""
+    """All weights are trained; the teacher is the student, or its average; a frozen start only guides."""
 
     def __init__(
         self,
@@ -135,7 +135,8 @@ class FullDistillation(Distillation):
     def networks(self) -> Networks[Caption]:
         """Student, teacher and guide."""
         guide = self.start if self.objective.guide == "start" else self.teacher
-        student, teacher = self.running(self.model), self.running(self.teacher)
+        student = self.running(self.model)
+        teacher = student if self.objective.teacher_decay == 1 else self.running(self.teacher)
         return Networks(student, teacher, self.running(guide), self._follow)
 
     def averages(self) -> Mapping[str, RunningAverage]:
@@ -172,12 +173,12 @@ class LoraDistillation(Distillation):
 
     @property
     def networks(self) -> Networks[Caption]:
-        """The one model with one adapter or another."""
+        """The one model with one adapter or another; a frozen start only guides."""
         student = self.running(self.model)
         decay = self.objective.teacher_decay
         adapter: Adapter = "default" if decay == 0 else "disabled" if decay == 1 else "old"
-        teacher = self._using(adapter, student)
-        return Networks(student, teacher, teacher, self._follow)
+        guide = self._using(adapter, student)
+        return Networks(student, student if decay == 1 else guide, guide, self._follow)
 
     def averages(self) -> Mapping[str, RunningAverage]:
         """Of the adapter."""

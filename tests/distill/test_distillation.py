@@ -219,11 +219,17 @@ distill(read_run_file(Path(sys.argv[1]), json.loads(sys.argv[3])), Path(sys.argv
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"saving.average": 0.5},
+        pytest.param({"lora.rank": 2, "precision": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=["full", "lora"],
+)
 def test_two_processes_share_a_model_and_resume_to_the_bit(
-    tmp_path: Path, base: Path, pictures: Path, *, lora: bool
+    tmp_path: Path, base: Path, pictures: Path, changes: dict[str, Any]
 ) -> None:
-    changes: dict[str, Any] = {"lora.rank": 2, "lora.targets": ["to_v"]} if lora else {"saving.average": 0.5}
     run_file(tmp_path, base, pictures, {})
     for folder, steps in (("whole", 2), ("parts", 1), ("parts", 2)):
         told = json.dumps(changes | {"length.steps": steps})

@@ -8,6 +8,7 @@ from torch import nn
 
 from twinshot_distill.averages import RunningAverage
 from twinshot_distill.lora import (
+    LoraLinear,
     LoraSettings,
     adapter_pairs,
     adapter_state,
@@ -69,6 +70,17 @@ def test_an_adapter_is_its_formula_and_merges_into_one_weight() -> None:
     low, high = layer.weight_of("default_down"), layer.weight_of("default_up")
     torch.testing.assert_close(layer(x), layer.base(x) + 3.0 * x @ low.T @ high.T)
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.merged(), layer.base.bias))
+
+
+def test_a_frozen_layer_in_bf16_computes_in_its_inputs_precision_where_that_is_asked_for() -> None:
+    """Z-Image's time embedder turns autocast off, and reads times whose differences bf16 cannot hold."""
+    torch.manual_seed(0)
+    base = nn.Linear(6, 5).bfloat16()
+    layer, x = LoraLinear(base, LoraSettings(2, 2.0)), torch.randn(3, 6)
+    expected = nn.functional.linear(x, base.weight.float(), base.bias.float())
+    assert torch.equal(layer(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
 
 
 def test_the_old_adapter_follows_the_student() -> None:

@@ -84,7 +84,7 @@ def open_diffusers(
 ) -> DiffusersModel:
     """Read a checkpoint's transformer; a stored second embedder is taken over."""
     folder = checkpoint.folder / "transformer"
-    transformer = _read(transformer_class, folder, torch_dtype=torch.float32)
+    transformer = _read(transformer_class, folder, dtype=torch.float32)
     opened = model(transformer, single_time=single_time)
     prefix = f"{model.embedder_name}_2."
     stored = checkpoint.part("transformer")
@@ -171,7 +171,7 @@ def pipeline_encoders(
 ) -> PipelineEncoders:
     """Read all of a checkpoint but its transformer."""
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipeline = _read(pipeline_class, checkpoint.folder, transformer=None, torch_dtype=kind)
+    pipeline = _read(pipeline_class, checkpoint.folder, transformer=None, dtype=kind)
     return PipelineEncoders(pipeline.to(device), embed, scale)
 
 

@@ -49,5 +49,8 @@ class TimeEmbedder(nn.Module):
 
 
 def _linear_fp32(x: Tensor, layer: nn.Module) -> Tensor:
+    if not isinstance(layer, nn.Linear):  # one with an adapter: it alone knows what it adds
+        adapted: Tensor = layer(x)
+        return adapted
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     return functional.linear(x, weight.float(), bias.float())
