@@ -37,7 +37,7 @@ def main() -> None:
 def openapi() -> str:
     """The OpenAPI document as it is checked in: a value a line, unindented, as that is a third less."""
     document = create_app(DEFAULTS, StubEngine(StubSettings.model_construct())).openapi()
-    return json.dumps(document, indent=0, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=0, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
 def read_rows(folder: Path = ROOT / "benchmarks/results") -> list[Row]:
