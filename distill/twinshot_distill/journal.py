@@ -98,7 +98,7 @@ class Journal:
     def finish(self, step: int, skipped: int) -> None:
         """Tell that the run is over."""
         if self.speaks:
-            say(f"{self.name}: {step} steps, {step * self.rows / 1e6:.3f} M rows, {skipped} skipped")
+            say(f"{self.name}: {step} steps, {step * self.rows:,} rows, {skipped} skipped")
 
     def _write(self, progress: float, remaining: float) -> None:
         if self.folder is None:
