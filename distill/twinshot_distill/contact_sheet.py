@@ -22,20 +22,23 @@ from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 
 _COLUMNS = 8
-_TILE = 260
+_GAP = 4
 _TEXT = 34
+_LETTER = 6  # pixels, at most on average
+_QUALITY = 32  # of WebP: a sheet is kept in the repository
 
 
 def compose_sheet(pictures: NDArray[np.uint8], captions: list[str]) -> Image.Image:
-    """Pictures [N, H, W, 3] with their captions underneath, eight a row."""
+    """Pictures [N, H, W, 3] at their own size with their captions underneath, eight a row."""
     rows = -(-len(pictures) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _TEXT)), "white")
+    wide, high = pictures.shape[2] + _GAP, pictures.shape[1] + _TEXT + _GAP
+    sheet = Image.new("RGB", (_COLUMNS * wide, rows * high), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for index, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = index % _COLUMNS * _TILE, index // _COLUMNS * (_TILE + _TEXT)
+        x, y = index % _COLUMNS * wide, index // _COLUMNS * high
         sheet.paste(Image.fromarray(picture), (x, y))
-        lines = textwrap.wrap(words.removeprefix("a photo of "), 44)[:2]
-        pen.text((x + 1, y + _TILE - 3), "\n".join(lines), fill="black", font=font, spacing=1)
+        lines = textwrap.wrap(words.removeprefix("a photo of "), wide // _LETTER)[:2]
+        pen.text((x + 1, y + picture.shape[0] + 1), "\n".join(lines), fill="black", font=font, spacing=1)
     return sheet
 
 
@@ -57,7 +60,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     for number in counts:
         pictures = np.concatenate(list(draw(engine, asked, number)))
-        compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=32, method=6)
+        compose_sheet(pictures, captions).save(out / f"sheet_{number}.webp", quality=_QUALITY, method=6)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ from twinshot_distill.tensor_files import save_tensors
 from twinshot_distill.trainees import Batches, Distillation, FullDistillation, LoraDistillation
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.opening import find_checkpoint
-from twinshot_engine.transformer import SingleStreamConfig
 
 _POLL_SECONDS = 2.0
 _SAMPLES = "samples.safetensors"
@@ -101,17 +100,10 @@ def _prepare(
         return
     say("reading text encoders and autoencoder")
     encoders = family.encoders(checkpoint, device)
-    most = _most_tokens(checkpoint)
+    most = family.most_tokens(checkpoint) if family.most_tokens else None
     with _quiet_tokenizers():
         fill_cache(cache, run.data, run.size, run.checkpoint, encoders, most)
         _embed_samples(cache, run.reporting.prompts, encoders, most)
-
-
-def _most_tokens(checkpoint: Checkpoint) -> int | None:
-    """The longest caption that the transformer takes; None where the pipeline's encoders cut captions off."""
-    if checkpoint.family != "ZImagePipeline":
-        return None
-    return checkpoint.build("transformer", SingleStreamConfig.from_dict).max_caption_tokens
 
 
 @contextmanager

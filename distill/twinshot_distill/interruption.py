@@ -32,7 +32,8 @@ class Interruption:
 def noticed(*, speaks: bool) -> Iterator[Interruption]:
     """Only note the first signal; a second one ends the process as ever.
 
-    On another thread than the main one, where Python handles no signals, nothing is noticed.
+    On another thread than the main one, where Python handles no signals, nothing is noticed. A signal that
+    the process was started to ignore, as shells have it for what runs in the background, stays ignored.
 
     Args:
         speaks: whether this process says what it does.
@@ -41,7 +42,8 @@ def noticed(*, speaks: bool) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -54,7 +56,7 @@ def noticed(*, speaks: bool) -> Iterator[Interruption]:
             say(f"{signal.Signals(number).name}: finishing the step and saving it; once more ends at once")
 
     try:
-        for number in _SIGNALS:
+        for number in before:
             signal.signal(number, note)
         yield interruption
     finally:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from twinshot_distill.miniature.denoiser import Denoiser
@@ -31,3 +35,14 @@ def flow() -> Denoiser:
     for parameter in model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six pictures with captions of six lengths."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"{index} red apples" + " and a pear" * index)
+    return folder

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoint import SIDE, write_tiny
 
@@ -32,16 +31,6 @@ TRANSFORMER = "checkpoint/transformer/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(f"picture number {index}")
-    return folder
 
 
 def run_file(folder: Path, base: Path, pictures: Path, changes: Mapping[str, Any]) -> RunFile:

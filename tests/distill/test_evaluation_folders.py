@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from twinshot_distill.evaluation import builtin
 from twinshot_distill.evaluation.builtin import Judges, Plan, measure
 from twinshot_distill.evaluation.keeping import KeptRows, identity
 from twinshot_distill.evaluation.official import write_dpg, write_geneval
+from twinshot_distill.verifier.scoring import Verifier
 from twinshot_distill.world.scenes import TASKS
 from twinshot_distill.world.vocabulary import OBJECTS
 
@@ -189,7 +190,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_rows(
     def run(folder: str, judging: Judging) -> tuple[Any, SeedEngine]:
         engine: Any = LongEngine()
         engine.info = SimpleNamespace(**{**vars(engine.info), "vocabulary": world})
-        judges: Any = Judges(judging)  # type: ignore[arg-type]
+        judges = Judges(cast(Verifier, judging))
         kept = KeptRows(tmp_path / folder / "measuring.json", {"count": 2})
         return measure(engine, judges, plan, "builtin", kept, quiet), engine
 

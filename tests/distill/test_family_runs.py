@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny_sana
 import tiny_sd3
-from PIL import Image
 from qwen_image_checkpoint import write_checkpoint as write_qwen
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny
@@ -50,16 +49,6 @@ def family(request: pytest.FixtureRequest) -> str:
 def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "tiny"
     WRITERS[family](folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(f"{index} red apples" + " and a pear" * index)
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,11 +14,23 @@ from small_loop import loop_of, weights
 from torch import Tensor
 
 
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Ctrl-C as in a terminal, also where the tests were started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
 def test_an_interrupted_run_finishes_its_step_and_saves_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, raised: type[BaseException]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    raised: type[BaseException],
 ) -> None:
     before = signal.getsignal(number)
     whole, straight = loop_of(tmp_path / "a", 8)
@@ -31,7 +43,7 @@ def test_an_interrupted_run_finishes_its_step_and_saves_it(
             os.kill(os.getpid(), number)
         return learn(step)
 
-    trainee.loss_terms = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(trainee, "loss_terms", interrupted)
     with pytest.raises(raised) as caught:
         cut.run()
     if isinstance(caught.value, SystemExit):
@@ -43,7 +55,7 @@ def test_an_interrupted_run_finishes_its_step_and_saves_it(
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, trainee = loop_of(tmp_path, 8)
 
     def twice(_step: int) -> Mapping[str, Tensor]:
@@ -51,14 +63,14 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second signal was swallowed")
 
-    trainee.loss_terms = twice  # type: ignore[method-assign]
+    monkeypatch.setattr(trainee, "loss_terms", twice)
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     assert not (tmp_path / "state").exists()
 
 
 def test_an_interrupt_while_steps_are_skipped_keeps_the_states_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, trainee = loop_of(tmp_path, 8, poisoned=range(3, 8), save_steps=2)
     learn = trainee.loss_terms
@@ -68,11 +80,24 @@ def test_an_interrupt_while_steps_are_skipped_keeps_the_states_before(
             os.kill(os.getpid(), signal.SIGINT)
         return learn(step)
 
-    trainee.loss_terms = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(trainee, "loss_terms", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
     assert "interrupted after step 6; the same command goes on from step 2" in capsys.readouterr().err
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, trainee = loop_of(tmp_path, 3)
+    learn = trainee.loss_terms
+
+    def interrupted(step: int) -> Mapping[str, Tensor]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return learn(step)
+
+    monkeypatch.setattr(trainee, "loss_terms", interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert loop.run() == 3
 
 
 def test_a_run_on_another_thread_takes_no_signals(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_gpu_never_holds_more_than_its_parts_and_one_block(eight: Processes) -
     torch.cuda.reset_peak_memory_stats()
     place(model, eight, device)
     assert torch.cuda.max_memory_allocated() - before < 32 * block / 8 + 4 * block
-    assert model.one.device == device  # type: ignore[union-attr]
+    assert model.get_buffer("one").device == device
 
 
 def test_what_is_gathered_is_a_tensor_of_its_own() -> None:

@@ -115,6 +115,8 @@ class Family:
         token_multiple: captions are padded to multiples of this.
         pixel_multiple: sides of pictures are multiples of this.
         lora_targets: layers that get adapters by default.
+        most_tokens: the longest caption that a checkpoint's transformer takes; None where the encoders cut
+            captions off.
     """
 
     open_model: Callable[[Checkpoint, bool], OpenModel]
@@ -122,3 +124,4 @@ class Family:
     token_multiple: int
     pixel_multiple: int
     lora_targets: tuple[str, ...]
+    most_tokens: Callable[[Checkpoint], int] | None = None

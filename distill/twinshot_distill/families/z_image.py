@@ -106,6 +106,11 @@ class ZImageEncoders:
         return states[0].float()
 
 
+def most_tokens(checkpoint: Checkpoint) -> int:
+    """The longest caption that a checkpoint's transformer takes."""
+    return checkpoint.build("transformer", SingleStreamConfig.from_dict).max_caption_tokens
+
+
 FAMILY = Family(
     open_model=open_z_image,
     encoders=ZImageEncoders,
@@ -122,4 +127,5 @@ FAMILY = Family(
         "t_embedder.mlp.0",
         "t_embedder.mlp.2",
     ),
+    most_tokens=most_tokens,
 )

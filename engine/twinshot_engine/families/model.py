@@ -131,13 +131,7 @@ class Model(ABC):
     ) -> Tensor:
         """Move latents ``[B, C, h, w]`` fp32 along one pass; the last two arguments are a :class:`Pass`'s."""
 
-    def guide(
-        self,
-        latents: Tensor,  # noqa: ARG002
-        moved: Tensor,
-        without: Tensor,
-        guidance: float,
-    ) -> Tensor:
+    def guide(self, latents: Tensor, moved: Tensor, without: Tensor, guidance: float) -> Tensor:
         """Combine a step that was taken twice, outside of what a backend captures.
 
         A step is linear in the velocity, so the steps are combined in the velocities' stead.
@@ -148,6 +142,7 @@ class Model(ABC):
             without: after it, taken with :meth:`negative_ids`.
             guidance: above 1 leads away from those.
         """
+        del latents  # a family that rescales velocities needs them
         return torch.lerp(without, moved, guidance)
 
     def decode(self, latents: Tensor) -> Tensor:
