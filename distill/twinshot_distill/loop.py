@@ -111,19 +111,22 @@ class Loop:
 
     def _train(self, interruption: Interruption) -> int:
         """Take steps to the end; returns which one was saved last."""
-        saved = self.step
+        saved, agree = self.step, self.keeper.processes.agree
         while self.progress < 1:
             started = time.monotonic()
             self._step()
             self._count(started)
             self.journal.report(self.step, self.progress, self._remaining)
-            self._due = self._is_time_to_save() or self._due
+            # All must save and end after the same step: the first one's clock and signal count.
+            waited = time.monotonic() - self._last_save
+            self.seconds, waited, asked = agree(self.seconds, waited, interruption.asked)
+            self._due = self._is_time_to_save(waited) or self._due
             if self._due and not self._in_a_row:
                 saved = self._try_to_save(saved)
-            # All processes must end after the same step: the first one's signal counts.
-            if asked := int(self.keeper.processes.agree(interruption.asked)):
+                (asked,) = agree(interruption.asked)  # saving may take long
+            if asked:
                 self._stop(saved)
-                Interruption(asked).obey()
+                Interruption(int(asked)).obey()
         return saved
 
     def _stop(self, saved: int) -> None:
@@ -137,10 +140,8 @@ class Loop:
 
     @property
     def progress(self) -> float:
-        """The share of the length that is done, 0 to 1, the same in all processes."""
-        length = self.settings.length
-        seconds = self.seconds if length.seconds is None else self.keeper.processes.agree(self.seconds)
-        return length.progress(self.step, seconds)
+        """The share of the length that is done, 0 to 1, between steps the same in all processes."""
+        return self.settings.length.progress(self.step, self.seconds)
 
     @property
     def seconds_a_step(self) -> float:
@@ -190,12 +191,9 @@ class Loop:
         done = self.progress
         return self.seconds * (1 - done) / done if done else float("nan")
 
-    def _is_time_to_save(self) -> bool:
-        by_steps = self.settings.save_steps and self.step % self.settings.save_steps == 0
-        if not self.settings.save_seconds:
-            return bool(by_steps)
-        waited = self.keeper.processes.agree(time.monotonic() - self._last_save)
-        return bool(by_steps) or waited >= self.settings.save_seconds
+    def _is_time_to_save(self, waited: float) -> bool:
+        steps, seconds = self.settings.save_steps, self.settings.save_seconds
+        return bool((steps and self.step % steps == 0) or (seconds and waited >= seconds))
 
     def _try_to_save(self, saved: int) -> int:
         """Save, or say why not and go on: a full disk can be mended while training continues."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,13 +36,14 @@ class Processes:
         distributed.all_gather_object(said, words)
         return said
 
-    def agree(self, value: float) -> float:
-        """The first process's value, known to all: clocks differ."""
+    def agree(self, *values: float) -> Sequence[float]:
+        """The first process's values, known to all: clocks differ."""
         if self.count == 1:
-            return value
-        told = [value]
-        distributed.broadcast_object_list(told, src=0)
-        return told[0]
+            return values
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        told = torch.tensor(values, dtype=torch.float64, device=device)
+        distributed.broadcast(told, src=0)
+        return tuple(told.tolist())
 
 
 @contextmanager
