@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,9 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     processes = Processes(rank, count)
     try:
         yield processes, place
-        # gloo's threads free the tensors of past collectives under Python's lock: a process that ends before
-        # they have is aborted. Waiting for the others gives them lock and time.
         processes.wait()
     finally:
+        # gloo's threads free the tensors of past collectives under Python's lock: a process that ends before
+        # they have is aborted. The group's last reference joins them: models must be gone by now.
+        gc.collect()
         distributed.destroy_process_group()
