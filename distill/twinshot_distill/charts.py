@@ -8,7 +8,7 @@ from html import escape
 
 Points = Sequence[tuple[float, float]]
 
-COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
+COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#6b7280")
 _WIDTH, _HEIGHT = 560, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 40
 _INSET = 18  # of the first and last marked points, whose values would lie on the axis and outside
@@ -59,7 +59,7 @@ def line_chart(
 
 
 def _legend(names: Sequence[str]) -> tuple[str, int]:
-    """Names in their colours under the title, as many in a row as fit; returns the number of rows too."""
+    """Names beside their colours, as many in a row as fit; returns the number of rows too."""
     parts, x, row = [], float(_LEFT), 0
     for index, name in enumerate(names):
         width = _LETTER * len(name) + 30
@@ -68,7 +68,7 @@ def _legend(names: Sequence[str]) -> tuple[str, int]:
         y = _TOP + row * _ROW
         color = COLORS[index % len(COLORS)]
         parts.append(f'<path d="M{x:.1f} {y - 4}h12" stroke="{color}" stroke-width="3"/>')
-        parts.append(_text(x + 16, y, name, "start", color))
+        parts.append(_text(x + 16, y, name, "start"))
         x += width
     return "".join(parts), row + 1
 
@@ -142,7 +142,7 @@ def _line(placed: Sequence[tuple[float, float, float]], index: int, *, marked: b
     return drawn
 
 
-def _text(x: float, y: float, words: str, anchor: str, color: str = "#6b7280") -> str:
+def _text(x: float, y: float, words: str, anchor: str, color: str = "currentColor") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="11" text-anchor="{anchor}" fill="{color}">'
         f"{escape(words)}</text>"

@@ -12,8 +12,8 @@ from twinshot_distill.charts import line_chart
 _MOST_POINTS = 400
 _SAMPLES = 6
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;"
-    "color-scheme:light dark}h1{font-size:1.3rem}figure{margin:0}"
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;"
+    "max-width:1180px;padding:0 1rem}h1{font-size:1.3rem}figure{margin:0}"
     ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}"
     "img,svg{max-width:100%;height:auto}progress{width:100%}table{border-collapse:collapse}"
     "td,th{padding:.15rem .7rem;text-align:right}td:first-child,th:first-child{text-align:left}"
