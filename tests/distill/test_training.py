@@ -240,6 +240,7 @@ def test_exported_folder_draws_a_picture(tmp_path: Path) -> None:
     engine = Engine.load(EngineConfig(str(tmp_path), device="cpu"))
     assert engine.info.name == "twinshot-miniature"
     assert engine.info.sizes[0] == (256, 256)
+    assert (tmp_path / "twinshot.json").read_text("utf-8").startswith('{\n"name":"')
     assert engine.generate([GenerateRequest("a dog", 1)]).images.shape == (1, 256, 256, 3)
 
 

@@ -31,9 +31,10 @@ _MODEL_INDEX: dict[str, Any] = {
 }
 
 
-def _json(path: Path, content: dict[str, Any]) -> None:
+def _json(path: Path, content: dict[str, Any], indent: int = 2, colon: str = ": ") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(content, indent=indent, separators=(",", colon), ensure_ascii=False)
+    path.write_text(text + "\n", "utf-8")
 
 
 def _weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -57,22 +58,18 @@ def export(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None
         TrainingError: the disk does not take it.
     """
     try:
-        _write(folder, autoencoder, denoiser)
+        _json(folder / "model_index.json", _MODEL_INDEX)
+        _json(folder / "twinshot.json", describe(), 0, ":")
+        _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+        build_tokenizer(folder / "tokenizer")
+        for name, config, file, state in (
+            ("transformer", TRANSFORMER, "diffusion_pytorch_model", denoiser.transformer.state_dict()),
+            ("text_encoder", TEXT_ENCODER, "model", _text_state(denoiser.text)),
+            ("vae", VAE, "diffusion_pytorch_model", autoencoder.state_dict()),
+        ):
+            _json(folder / name / "config.json", config)
+            _weights(folder / name / f"{file}.safetensors", state)
     except OSError as error:
         raise TrainingError(
             f"'{folder}' cannot be written: {error}; what was trained is kept, and the same command goes on."
         ) from error
-
-
-def _write(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
-    _json(folder / "model_index.json", _MODEL_INDEX)
-    _json(folder / "twinshot.json", describe())
-    _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    for name, config in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER), ("vae", VAE)):
-        _json(folder / name / "config.json", config)
-    build_tokenizer(folder / "tokenizer")
-    _weights(
-        folder / "transformer" / "diffusion_pytorch_model.safetensors", denoiser.transformer.state_dict()
-    )
-    _weights(folder / "text_encoder" / "model.safetensors", _text_state(denoiser.text))
-    _weights(folder / "vae" / "diffusion_pytorch_model.safetensors", autoencoder.state_dict())
