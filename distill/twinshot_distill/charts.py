@@ -11,7 +11,7 @@ Points = Sequence[tuple[float, float]]
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#6b7280")
 _WIDTH, _HEIGHT = 560, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 40
-_INSET = 18  # of the first and last marked points, whose values would lie on the axis and outside
+_INSET = 18  # of the first and last marked points, or their values lie outside
 _ROW = 13  # of text
 _LETTER = 6.2  # wide, at most on average
 

@@ -32,7 +32,7 @@ class Interruption:
 def noticed(*, speaks: bool) -> Iterator[Interruption]:
     """Only note the first signal; a second one ends the process as ever.
 
-    On another thread than the main one, where Python handles no signals, nothing is noticed. A signal that
+    On other threads than the main one, Python handles no signals: nothing is noticed. A signal that
     the process was started to ignore, as shells have it for what runs in the background, stays ignored.
 
     Args:
@@ -42,8 +42,7 @@ def noticed(*, speaks: bool) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    found = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
+    before = {n: handler for n in _SIGNALS if (handler := signal.getsignal(n)) != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -1,9 +1,8 @@
 """The one training loop: steps until a length is reached, saved and told about on the way.
 
-Every step seeds its own chance from the run's seed, so that a resumed run draws what it would have drawn
-and its weights agree to the bit. A step whose gradient is not finite moves nothing, and no state is saved
-until one is again: weights that a last move has blown up would else take the place of sound ones. Too many in
-a row end the run.
+Every step is seeded by the run's seed: a resumed run agrees to the bit. A step whose gradient is not finite
+moves nothing, and no state is saved until one is again: weights that a last move has blown up would else take
+the place of sound ones. Too many in a row end the run.
 """
 
 from __future__ import annotations
@@ -112,15 +111,17 @@ class Loop:
     def _train(self, interruption: Interruption) -> int:
         """Take steps to the end; returns which one was saved last."""
         saved, agree = self.step, self.keeper.processes.agree
+        every, longest = self.settings.save_steps, self.settings.save_seconds
         while self.progress < 1:
             started = time.monotonic()
             self._step()
             self._count(started)
             self.journal.report(self.step, self.progress, self._remaining)
-            # All must save and end after the same step: the first one's clock and signal count.
+            # All save and end after the same step: the first one's clock and signal count.
             waited = time.monotonic() - self._last_save
             self.seconds, waited, asked = agree(self.seconds, waited, interruption.asked)
-            self._due = self._is_time_to_save(waited) or self._due
+            if (every and self.step % every == 0) or (longest and waited >= longest):
+                self._due = True
             if self._due and not self._in_a_row:
                 saved = self._try_to_save(saved)
                 (asked,) = agree(interruption.asked)  # saving may take long
@@ -130,17 +131,17 @@ class Loop:
         return saved
 
     def _stop(self, saved: int) -> None:
-        """Save the step in which the run was interrupted, and say what the same command goes on from."""
+        """Save the interrupted run's step, and say what the same command goes on from."""
         if saved != self.step:
             self._save_if_sound()
         if self.keeper.processes.first:
             kept = self.keeper.newest()
-            there = "from the beginning" if kept is None else f"from step {kept}"
-            say(f"interrupted after step {self.step}; the same command goes on {there}")
+            there = "the beginning" if kept is None else f"step {kept}"
+            say(f"interrupted after step {self.step}; the same command goes on from {there}")
 
     @property
     def progress(self) -> float:
-        """The share of the length that is done, 0 to 1, between steps the same in all processes."""
+        """The share of the length that is done, 0 to 1."""
         return self.settings.length.progress(self.step, self.seconds)
 
     @property
@@ -191,12 +192,8 @@ class Loop:
         done = self.progress
         return self.seconds * (1 - done) / done if done else float("nan")
 
-    def _is_time_to_save(self, waited: float) -> bool:
-        steps, seconds = self.settings.save_steps, self.settings.save_seconds
-        return bool((steps and self.step % steps == 0) or (seconds and waited >= seconds))
-
     def _try_to_save(self, saved: int) -> int:
-        """Save, or say why not and go on: a full disk can be mended while training continues."""
+        """Save, or say why not and go on: a full disk can be mended meanwhile."""
         try:
             self._save()
         except TrainingError as error:
@@ -211,8 +208,9 @@ class Loop:
         if not self._in_a_row:
             self._save()
         elif self.keeper.processes.first:
-            skipped = f"the last {self._in_a_row} steps were skipped"
-            say(f"step {self.step}: not saved, as {skipped}; {self._newest}")
+            say(
+                f"step {self.step}: not saved, as the last {self._in_a_row} steps were skipped; {self._newest}"
+            )
 
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}

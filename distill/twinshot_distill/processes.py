@@ -68,7 +68,7 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
         yield processes, place
         processes.wait()
     finally:
-        # gloo's threads free the tensors of past collectives under Python's lock: a process that ends before
-        # they have is aborted. The group's last reference joins them: models must be gone by now.
+        # gloo's threads free past tensors under Python's lock and abort a process that ends meanwhile. Once
+        # nothing holds the group, not even a model, its end waits for them.
         gc.collect()
         distributed.destroy_process_group()

@@ -23,7 +23,7 @@ def place(model: OpenModel, processes: Processes, device: torch.device) -> None:
         model.to(device)
         return
     mesh = init_device_mesh(device.type, (processes.count,))
-    # DTensor's caches keep the mesh for good, and it the group, which must end with `joined`: by name it finds it.
+    # DTensor's caches keep the mesh, and it would keep the group: it finds it by name as well.
     vars(mesh).get("_pg_registry", {}).clear()
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for part in model.shards():
