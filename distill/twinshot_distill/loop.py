@@ -205,12 +205,11 @@ class Loop:
 
     def _save_if_sound(self) -> None:
         """Save the end, or say what stays where the last steps were skipped."""
-        if not self._in_a_row:
+        skips = self._in_a_row
+        if not skips:
             self._save()
         elif self.keeper.processes.first:
-            say(
-                f"step {self.step}: not saved, as the last {self._in_a_row} steps were skipped; {self._newest}"
-            )
+            say(f"step {self.step}: not saved, as the last {skips} steps were skipped; {self._newest}")
 
     def _save(self) -> None:
         tensors = {f"model/{name}": local(t) for name, t in self.trainee.tensors().items()}
