@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the built-in miniature from nothing: train, score, look. Stages whose result exists are skipped.
-#   distill/run.sh [OUT]        (default: out/miniature; one H100-class GPU: 20 minutes of training, then scores and sheets)
+#   distill/run.sh [OUT]        (default: out/miniature; one H100-class GPU: 25 minutes of training, then scores and sheets)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/miniature}

@@ -1,5 +1,6 @@
 """The world: scenes that keep their promises, captions that say what is shown, pictures that show it."""
 
+from itertools import combinations
 from random import Random
 
 import numpy as np
@@ -102,14 +103,14 @@ def test_paraphrases_name_every_object_and_colour() -> None:
                 assert any(name[:2] in words or name[-2:] in words for name in names)
 
 
-def test_layout_obeys_the_relation_and_keeps_objects_inside() -> None:
+def test_layout_obeys_the_relation_and_keeps_objects_inside_and_apart() -> None:
     rng = Random(4)
     for _ in range(400):
         scene = sample_training_scene(rng)
-        spots = place(rng, scene)
-        assert all(
-            spot.size / 2 - 0.06 < c < 1.06 - spot.size / 2 for spot in spots for c in (spot.x, spot.y)
-        )
+        spots = place(scene)
+        assert all(spot.size / 2 <= c <= 1 - spot.size / 2 for spot in spots for c in (spot.x, spot.y))
+        for a, b in combinations(spots, 2):
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
         if scene.relation is not None:
             first, second = spots
             gap = {

@@ -1,8 +1,9 @@
 """Stage 1: the autoencoder, 256 px pictures to 32x32x8 latents and back.
 
-L1 in pixels, in their gradients (edges) and in 4x4 means (colours), a little squared error, a weak KL
-term. Latents are brought to unit variance a channel by scaling weights afterwards, so that the published
-layout's single scaling factor is enough.
+L1 in pixels, in their gradients (edges) and in 4x4 means (colours), a little squared error, SSIM's structure
+for what is faint, a weak KL term. Noise on the latents makes the encoder give each detail as much of them as
+it counts, so that a transformer's errors cost little. Latents are brought to unit variance a channel by
+scaling weights afterwards, so that the published layout's single scaling factor is enough.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from twinshot_engine.vae.kl import AutoencoderKL
 from twinshot_engine.vae.kl_config import KLConfig
 
 _MEAN_WEIGHT = 0.01
+_WINDOW, _STRIDE = 16, 4
+_FAINT = (4 / 255) ** 2
+"""Variance in -1..1 of two grey levels: what is flatter has no structure to be like."""
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -45,6 +49,23 @@ def reconstruction_loss(restored: Tensor, pictures: Tensor) -> Tensor:
     across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
     colours = F.avg_pool2d(error, 4).abs().mean()
     return error.abs().mean() + 0.5 * (across + down) + 0.5 * colours + 2 * error.square().mean()
+
+
+def structure_loss(restored: Tensor, pictures: Tensor) -> Tensor:
+    """How unlike the details of [B, 3, H, W] pictures in -1..1 are, faint ones as much as strong: a scalar.
+
+    The contrast and structure factors of SSIM (Wang et al. 2004, equation 6 without the luminance), in
+    windows of 16 x 16: black and white objects have their shading alone, which pixel errors hardly count.
+    """
+    restored, pictures = restored.float(), pictures.float()
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, _WINDOW, _STRIDE)
+
+    ours, theirs = mean(restored), mean(pictures)
+    variances = mean(restored.square()) - ours.square() + mean(pictures.square()) - theirs.square()
+    covariance = mean(restored * pictures) - ours * theirs
+    return 1 - ((2 * covariance + _FAINT) / (variances + _FAINT)).mean()
 
 
 def _latent_loss(mean: Tensor, logvar: Tensor, kl_weight: float) -> Tensor:
@@ -92,10 +113,13 @@ class AutoencoderTrainee:
         with torch.autocast(pictures.device.type, torch.bfloat16):
             mean, logvar = self._encode(pictures)
             mean, logvar = mean.float(), logvar.float()
-            spread = torch.exp(0.5 * logvar) + settings.latent_noise * mean.detach().std()
+            noise = torch.rand(len(mean), 1, 1, 1, device=mean.device) * settings.latent_noise
+            spread = torch.exp(0.5 * logvar) + noise * mean.detach().std((0, 2, 3), keepdim=True)
             restored = self._decode(mean + torch.randn_like(mean) * spread)
         pixels = reconstruction_loss(restored, pictures)
-        return {"pixels": pixels, "latents": _latent_loss(mean, logvar, settings.kl_weight)}
+        structure = settings.structure * structure_loss(restored, pictures)
+        latents = _latent_loss(mean, logvar, settings.kl_weight)
+        return {"pixels": pixels, "structure": structure, "latents": latents}
 
     def after_step(self) -> None:
         """Average the weights."""

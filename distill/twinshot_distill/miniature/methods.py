@@ -62,7 +62,7 @@ class Comparison:
             run.world,
             replace(run.flow, seconds=seconds, batch=twinflow.batch, long_share=0.0),
             replace(twinflow, objective=alone),
-            DmdSettings(seconds, twinflow.batch, twinflow.ema, 0.0, optimizer=twinflow.optimizer),
+            DmdSettings(seconds, twinflow.batch, twinflow.ema, 0.0),
             twinflow,
             run.compiled,
             run.captured,

@@ -1,6 +1,6 @@
 """Make the miniature: autoencoder, flow matching, TwinFlow; one command, resumed where it stopped.
 
-    python -m twinshot_distill.miniature.train out/miniature        # one H100-class GPU, about 20 minutes
+    python -m twinshot_distill.miniature.train out/miniature        # one H100-class GPU, about 25 minutes
     python -m twinshot_distill.miniature.train out/try --rehearsal  # any CPU, some minutes, no usable model
 
 Each stage leaves its weights in the output folder; a stage whose file exists is skipped, and one that was

@@ -56,7 +56,7 @@ def arrange(rng: Random, scenes: Sequence[Scene]) -> SceneBatch:
     backgrounds = np.zeros(len(scenes), np.int64)
     for row, scene in enumerate(scenes):
         backgrounds[row] = BACKGROUNDS.index(scene.background or _any_background(rng, scene))
-        for slot, (item, at) in enumerate(zip(scene.items, place(rng, scene), strict=True)):
+        for slot, (item, at) in enumerate(zip(scene.items, place(scene), strict=True)):
             variants[row, slot] = variant_index(item.noun, item.color)
             boxes[row, slot] = at.x, at.y, at.size
     picks = np.array([rng.getrandbits(30) for _ in scenes], np.int64)
