@@ -120,11 +120,17 @@ class FullDistillation(Distillation):
         """
         super().__init__(model, batches, objective, bf16=bf16)
         decay = objective.teacher_decay
-        self.teacher = frozen_copy(model) if decay > 0 else model
-        self.start = frozen_copy(model) if objective.guide == "start" and decay < 1 else self.teacher
-        self.exported = frozen_copy(model) if average else model
-        for each in {id(m): m for m in (model, self.teacher, self.start, self.exported)}.values():
-            place(each)
+
+        def copied() -> OpenModel:
+            # Placed before the next is made: the host never holds more than one beside the model.
+            copy = frozen_copy(model)
+            place(copy)
+            return copy
+
+        self.teacher = copied() if decay > 0 else model
+        self.start = copied() if objective.guide == "start" and decay < 1 else self.teacher
+        self.exported = copied() if average else model
+        place(model)
         self._averages = {}
         if 0 < decay < 1:
             self._averages["teacher"] = RunningAverage.of(self.teacher, model, decay)

@@ -71,6 +71,25 @@ def test_who_teaches_and_who_guides(decay: float, teacher: str, guide: str, *, l
         torch.testing.assert_close(nets.guide(x, t, t, NOTHING), answers[guide])
 
 
+def test_a_copy_is_placed_before_the_next_is_made() -> None:
+    """A large model's host has room for one copy beside it."""
+    seen: list[str] = []
+
+    class Copied(Stack):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
+            seen.append("copied")
+            return Stack()
+
+    objective = replace(Objective(), teacher_decay=0.5, guide="start")
+    batches = cast(Batches, SimpleNamespace())
+
+    def put(_: OpenModel) -> None:
+        seen.append("placed")
+
+    FullDistillation(Copied(), batches, objective, bf16=False, average=0.5, place=put)
+    assert seen == ["copied", "placed"] * 3 + ["placed"]
+
+
 @pytest.fixture
 def eight() -> Iterator[Processes]:
     """This process as one of eight, whose seven others are not there."""
