@@ -24,6 +24,11 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def parameters_of(**parts: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of several modules, each named "part.name"."""
+    return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+
+
 class RunningAverage:
     """An exponential moving average whose decay approaches its goal from 0.
 

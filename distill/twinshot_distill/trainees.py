@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.data.cache import CachedData
 from twinshot_distill.families.base import Caption, Embedding, OpenModel, batch_captions
 from twinshot_distill.lora import Adapter, LoraLinear, adapter_pairs, lora_layers, using
@@ -153,7 +153,7 @@ class FullDistillation(Distillation):
         """The student and its averages."""
         parts = {"student": self.model, "teacher": self.teacher, "exported": self.exported}
         kept = {"student": self.model} | {name: parts[name] for name in self._averages}
-        return {f"{part}.{name}": p for part, module in kept.items() for name, p in module.named_parameters()}
+        return parameters_of(**kept)
 
     def _follow(self) -> None:
         if teacher := self._averages.get("teacher"):

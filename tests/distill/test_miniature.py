@@ -53,7 +53,7 @@ def test_tokenizer_and_text_encoder_agree() -> None:
 
 
 def test_one_step_follows_prompts_of_combinations_never_trained(engine: Engine, verifier: Verifier) -> None:
-    """Four a task; the full measurement has 200. At the shipped .99 fewer than 19 of 24 is a broken model."""
+    """Four a task; the full measurement has 300. At the shipped .99 fewer than 19 of 24 is a broken model."""
     asked = [trial for task in TASKS for trial in trials(task, "unseen", 4, engine.info.vocabulary)]
     assert all(is_unseen(trial.scene) for trial in asked if trial.scene.task != "single")
     verdicts = judge(verifier, torch.from_numpy(np.concatenate(list(draw(engine, asked, 1)))), asked)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.checkpointing import Keeper
 from twinshot_distill.journal import Journal
 from twinshot_distill.loop import Length, Loop, LoopSettings
@@ -37,10 +37,7 @@ class Regression:
         self.average.update()
 
     def tensors(self) -> Mapping[str, Tensor]:
-        parts = {"layer": self.layer, "average": self.averaged}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
+        return parameters_of(layer=self.layer, average=self.averaged)
 
     def numbers(self) -> Mapping[str, float]:
         return {"decay": self.average.decay}

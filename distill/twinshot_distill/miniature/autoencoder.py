@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.miniature.configuration import VAE, AutoencoderSettings, Run
 from twinshot_distill.miniature.dataset import Corpus
 from twinshot_distill.miniature.stages import train_stage
@@ -127,10 +127,7 @@ class AutoencoderTrainee:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The model and its average."""
-        parts = {"model": self.model, "average": self.averaged}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
+        return parameters_of(model=self.model, average=self.averaged)
 
     def numbers(self) -> Mapping[str, float]:
         """How far the average is."""

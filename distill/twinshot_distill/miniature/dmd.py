@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.dmd import DmdNetworks, DmdObjective, fake_terms, generator_terms
 from twinshot_distill.miniature.dataset import LONG, SHORT, LatentSource
 from twinshot_distill.miniature.denoiser import (
@@ -120,10 +120,7 @@ class DmdTrainee:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
-        parts = {"generator": self.generator, "fake": self.fake, "critic": self.critic}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
+        return parameters_of(generator=self.generator, fake=self.fake, critic=self.critic)
 
     def loss_terms(self, step: int) -> Mapping[str, Tensor]:
         """The generator's losses, or those of fake network and critic, on a batch of the pool."""
@@ -153,8 +150,7 @@ class DmdTrainee:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """What is trained, and the generator's average; the rest never changes."""
-        average = {f"average.{name}": p for name, p in self.averaged.transformer.named_parameters()}
-        return {**self.parameters(), **average}
+        return self.parameters() | parameters_of(average=self.averaged.transformer)
 
     def numbers(self) -> Mapping[str, float]:
         """How far average and pool are."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.journal import Sampler
 from twinshot_distill.losses import flow_matching, mix
 from twinshot_distill.miniature.configuration import FlowSettings, Run
@@ -77,10 +77,7 @@ class FlowTrainee:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The model and its average."""
-        parts = {"model": self.model, "average": self.averaged}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
+        return parameters_of(model=self.model, average=self.averaged)
 
     def numbers(self) -> Mapping[str, float]:
         """How far average and pool are."""

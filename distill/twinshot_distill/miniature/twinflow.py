@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from twinshot_distill.averages import RunningAverage, frozen_copy
+from twinshot_distill.averages import RunningAverage, frozen_copy, parameters_of
 from twinshot_distill.miniature.configuration import Run, TwinFlowSettings
 from twinshot_distill.miniature.dataset import LONG, SHORT, LatentSource
 from twinshot_distill.miniature.denoiser import (
@@ -86,10 +86,7 @@ class TwinFlowTrainee:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The student, its teacher and its average; the start and the text encoder never change."""
-        parts = {"student": self.student, "teacher": self.teacher, "average": self.averaged.transformer}
-        return {
-            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
-        }
+        return parameters_of(student=self.student, teacher=self.teacher, average=self.averaged.transformer)
 
     def numbers(self) -> Mapping[str, float]:
         """How far averages and pool are."""
