@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def distill(run: RunFile, out: Path, device: str, *, prepare_only: bool = False)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"The folder '{out}' cannot be made: {error}.") from error
-    with joined(device) as (processes, own_device):
+    with joined(device) as (processes, own_device), _in_fixed_order(run.deterministic):
         checkpoint = find_checkpoint(run.checkpoint)
         family = find_family(checkpoint)
         _check_size(run, family)
@@ -71,6 +72,30 @@ def distill(run: RunFile, out: Path, device: str, *, prepare_only: bool = False)
         _prepare(run, cache, checkpoint, family, processes, own_device)
         if not prepare_only:
             _Run(run, out, cache, checkpoint, family, processes, own_device).train()
+
+
+@contextmanager
+def _in_fixed_order(wanted: bool) -> Iterator[None]:
+    """Have torch replace or refuse kernels whose sums depend on who comes first, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads it when it first works.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    # It would also fill all new memory, in case somebody reads what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        first_sentence = str(error).partition(",")[0]
+        raise TrainingError(
+            f"deterministic = true: {first_sentence}. Set deterministic = false to train without it."
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
 
 
 def _check_size(run: RunFile, family: Family) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_a_full_run_is_served_and_agrees_to_the_bit_when_resumed(
     assert same(tmp_path / "whole" / TRANSFORMER, tmp_path / "parts" / TRANSFORMER)
     card = json.loads((tmp_path / "whole" / "checkpoint" / "twinshot.json").read_text())
     assert card["name"] == "tiny"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_operation_that_adds_in_no_fixed_order_is_refused_where_bits_count(
+    tmp_path: Path, base: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    def train(_: object) -> None:
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+
+    monkeypatch.setattr("twinshot_distill.distillation._Run.train", train)
+    run = run_file(tmp_path, base, pictures, {"deterministic": deterministic})
+    refused = pytest.raises(TrainingError, match=r"put_.*Set deterministic = false")
+    with refused if deterministic else nullcontext():
+        distill(run, tmp_path / "out", "cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_plain_checkpoint_gets_a_second_time_embedder(tmp_path: Path, pictures: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_sana
 import tiny_sd3
+import torch
 from qwen_image_checkpoint import write_checkpoint as write_qwen
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny
@@ -52,16 +53,19 @@ def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(folder: Path, base: Path, pictures: Path, changes: dict[str, Any]) -> Path:
+def trained(
+    folder: Path, base: Path, pictures: Path, changes: dict[str, Any], device: str = "cpu", name: str = "out"
+) -> Path:
+    out = folder / name
     path = folder / "run.toml"
     path.write_text(
         f'checkpoint = "{base}"\nsize = [{SIDE}, {SIDE}]\nbatch = 4\ngradient_checkpointing = true\n'
         f'[data]\nkind = "folder"\npath = "{pictures}"\n[length]\nsteps = 2\n'
         f"[optimizer]\nlearning_rate = 1e-2\n[reporting]\nsample_seconds = 0.01\nseconds = 0.01\n"
     )
-    distill(read_run_file(path, changes), folder / "out", "cpu")
-    assert list((folder / "out" / "samples").glob("*.webp"))
-    return folder / "out"
+    distill(read_run_file(path, changes), out, device)
+    assert list((out / "samples").glob("*.webp"))
+    return out
 
 
 def served(checkpoint: Path, *adapters: str) -> np.ndarray[Any, Any]:
@@ -89,3 +93,17 @@ def test_adapters_on_the_familys_own_layers(
     adapted, merged = served(base, str(adapter)), served(out / "checkpoint")
     apart, moved = (np.abs(other.astype(int) - merged).mean() for other in (adapted, served(base)))
     assert apart < moved / 4  # merged in fp32, or stored in bf16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_resumed_run_has_an_unbroken_ones_bits_on_a_gpu(
+    tmp_path: Path, base: Path, pictures: Path, adapters: bool
+) -> None:
+    changes: dict[str, Any] = {"lora.rank": 2} if adapters else {}
+    whole = trained(tmp_path, base, pictures, changes, "cuda", "whole")
+    trained(tmp_path, base, pictures, changes | {"length.steps": 1}, "cuda", "parts")
+    parts = trained(tmp_path, base, pictures, changes, "cuda", "parts")
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    first, second = (load_file(out / "checkpoint" / file) for out in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)

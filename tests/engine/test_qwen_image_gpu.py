@@ -1,4 +1,4 @@
-"""Qwen-Image on a GPU: graphs replay what eager computes, with one lane or two; fp8 stays close."""
+"""Qwen-Image on a GPU: graphs replay what eager computes, in one lane or two; fp8 stays close."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twinshot_engine import random_weights
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.schedule import Steps
-from twinshot_engine.transformer.lanes import SWITCH
+from twinshot_engine.transformer.dual_stream import DualStreamTransformer
 from twinshot_engine.types import GenerateRequest
 
 pytestmark = pytest.mark.gpu
@@ -43,13 +43,13 @@ def far(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("lane", ["0", "1"])
+@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("batch_sizes", [(1,), (1, 2)])
 def test_replay_equals_eager(
-    monkeypatch: pytest.MonkeyPatch, lane: str, batch_sizes: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, overlaps: bool, batch_sizes: tuple[int, ...]
 ) -> None:
     eager = load(precision="bf16", backend="eager")
-    monkeypatch.setenv(SWITCH, lane)
+    monkeypatch.setattr(DualStreamTransformer, "overlaps", overlaps)
     fused = load(precision="bf16", batch_sizes=batch_sizes)
     expected = eager.latents(REQUESTS)
     for _ in range(3):  # a race between lanes need not show at once
@@ -65,9 +65,9 @@ def test_guided_replay_equals_eager(batch_sizes: tuple[int, ...]) -> None:
     assert far(fused.latents(requests), expected) < 1e-3
 
 
-@pytest.mark.parametrize("lane", ["0", "1"])
-def test_fp8_stays_close(monkeypatch: pytest.MonkeyPatch, lane: str) -> None:
-    monkeypatch.setenv(SWITCH, lane)
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_fp8_stays_close(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+    monkeypatch.setattr(DualStreamTransformer, "overlaps", overlaps)
     exact = load(precision="fp32", backend="eager").latents(REQUESTS)
     fp8 = load(precision="fp8", text_fp8=True)
     assert 1e-3 < far(fp8.latents(REQUESTS), exact) < 0.1

@@ -28,12 +28,14 @@ from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.errors import InvalidRequestError
 from twinshot_engine.families.qwen_image import BUCKETS
+from twinshot_engine.precision import Projection
 from twinshot_engine.random_weights import find_random
 from twinshot_engine.text.qwen2_5_vl import find_encoder, read_config
 from twinshot_engine.text.template import DROPPED_TOKENS, TemplateTokenizer
+from twinshot_engine.transformer.dual_stream import DualStreamTransformer
 from twinshot_engine.transformer.dual_stream_config import DualStreamConfig
 from twinshot_engine.transformer.dual_stream_positions import JointLayout, JointPositions
-from twinshot_engine.transformer.lanes import SWITCH, Lanes
+from twinshot_engine.transformer.lanes import Lanes
 from twinshot_engine.vae.qwen_image import QwenImageDecoder
 from twinshot_engine.vae.qwen_image_config import QwenImageVAEConfig
 
@@ -213,17 +215,23 @@ def test_unsupported_decoders_are_named(change: dict[str, Any], message: str) ->
         QwenImageVAEConfig.from_dict(VAE | change | ({"dim_mult": [1, 1]} if "base_dim" in change else {}))
 
 
-def test_the_second_lane_has_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "1")
-    lanes = Lanes(CPU)
+def test_the_streams_overlap_where_weights_are_fp8() -> None:
+    with torch.device("meta"):
+        transformer = DualStreamTransformer(DualStreamConfig.from_dict(TRANSFORMER))
+    assert not transformer.overlaps
+    for module in transformer.blocks.modules():
+        if isinstance(module, Projection):
+            module.quantize()
+    assert transformer.overlaps
+
+
+def test_a_cpu_works_in_both_lanes_in_turn() -> None:
+    lanes = Lanes(CPU, parallel=True)
     lanes.fork()
     with lanes.second():
         done = torch.ones(1)
     lanes.join()
     assert done.item() == 1
-    monkeypatch.setenv(SWITCH, "yes")
-    with pytest.raises(ValueError, match="TWINSHOT_TEXT_LANE is 'yes'; accepted: 0, 1"):
-        Lanes(CPU)
 
 
 def test_published_shapes_are_those_of_diffusers() -> None:

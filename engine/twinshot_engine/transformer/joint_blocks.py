@@ -24,7 +24,6 @@ from twinshot_engine.precision import (
 )
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_modulation import StreamModulation
-from twinshot_engine.transformer.lanes import Lanes
 from twinshot_kernels import attention, joint_norm_rotary, qk_norm_rotary
 
 EPS = 1e-6
@@ -79,9 +78,7 @@ class JointAttention(nn.Module):
         # Of image, then text: the scales of queries and of keys.
         self.scales = nn.Parameter(torch.empty(4 * config.attention_head_dim))
 
-    def forward(
-        self, image: Activation, text: Activation, room: Tensor, still: Still, lanes: Lanes
-    ) -> Tensor:
+    def forward(self, image: Activation, text: Activation, room: Tensor, still: Still) -> Tensor:
         """Mix the tokens of both streams.
 
         Args:
@@ -89,16 +86,13 @@ class JointAttention(nn.Module):
             text: ``[B, M, dim]``.
             room: ``[B, N + M, 3 * dim]`` for the projections of both.
             still: of all tokens.
-            lanes: forked, with the text in the second; joined when this returns.
 
         Returns:
             ``[B, N + M, dim]``, not projected yet.
         """
         split = room.shape[1] - count_tokens(text)
-        with lanes.second():
-            self.add_qkv.project_into(room[:, split:], text)
+        self.add_qkv.project_into(room[:, split:], text)
         self.to_qkv.project_into(room[:, :split], image)
-        lanes.join()
         scales = self.scales.view(2, 2, -1)
         query, key, value = joint_norm_rotary(room, scales, *still, EPS, split=split, heads=self.heads)
         return attention(query, key, value).flatten(-2)

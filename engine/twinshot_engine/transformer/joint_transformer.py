@@ -19,7 +19,6 @@ from twinshot_engine.tables import keep
 from twinshot_engine.transformer.joint_blocks import EPS, JointBlock, Still, Stream
 from twinshot_engine.transformer.joint_config import JointConfig
 from twinshot_engine.transformer.joint_modulation import PromptModulation, StreamModulation
-from twinshot_engine.transformer.lanes import Lanes
 
 
 class JointTransformer(nn.Module):
@@ -44,7 +43,6 @@ class JointTransformer(nn.Module):
         self.proj_out = nn.Linear(dim, patch * patch * config.in_channels)
         self.register_buffer("positions", torch.empty(0), persistent=False)
         self._still: dict[tuple[int, torch.device], Still] = {}
-        self._lanes: dict[torch.device, Lanes] = {}
 
     def embed_context(self, embeddings: Tensor) -> Tensor:
         """Bring text embeddings ``[B, L, joint_attention_dim]`` into their stream: ``[B, L, dim]``."""
@@ -71,30 +69,21 @@ class JointTransformer(nn.Module):
         blocks = cast("list[JointBlock]", list(self.transformer_blocks))
         pairs = list(zip(named[:-1:2], named[1::2], strict=True))
         rows = [*(takes_rows(block.attn.to_qkv) for block in blocks), False]
-        # What the second lane reads stays referenced until the lanes join: these, and below ``mixed``.
-        opened = [_open(x, own, rows=rows[0]) for x, own in zip((image, context), pairs[0], strict=True)]
-        first, second = opened
+        first, second = (
+            _open(x, own, rows=rows[0]) for x, own in zip((image, context), pairs[0], strict=True)
+        )
         split, tokens = image.shape[1], image.shape[1] + context.shape[1]
-        still, lanes = self._find_still(tokens, image.device), self._find_lanes(image.device)
+        still = self._find_still(tokens, image.device)
         room = image.new_empty(image.shape[0], tokens, 3 * self.config.dim)
-        lanes.fork()
         # Behind the last block the text stream has ended, so any vectors will do.
         steps = pairwise([*pairs, (named[-1], named[-1])])
         for block, (own, ahead), rows_ahead in zip(blocks, steps, rows[1:], strict=True):
-            mixed = block.attn(first.h, second.h, room, still, lanes)
-            lanes.fork()
-            with lanes.second():
-                second = block.close_text(second, mixed[:, split:], own[1], ahead[1], rows_ahead=rows_ahead)
+            mixed = block.attn(first.h, second.h, room, still)
+            second = block.close_text(second, mixed[:, split:], own[1], ahead[1], rows_ahead=rows_ahead)
             first = block.close_image(
                 first.x, mixed[:, :split], still.first(split), own[0], ahead[0], rows_ahead=rows_ahead
             )
-        lanes.join()
         return first.normed()
-
-    def _find_lanes(self, device: torch.device) -> Lanes:
-        if device not in self._lanes:
-            self._lanes[device] = Lanes(device)
-        return self._lanes[device]
 
     def _find_still(self, tokens: int, device: torch.device) -> Still:
         head_dim = self.config.attention_head_dim

@@ -1,40 +1,32 @@
 """Two lanes of work on a GPU: the text's small products beside the image's large ones.
 
 A dual-stream block does the same to 4096 image tokens and to 100 text tokens, whose products only read
-weights. On a stream of its own that reading can hide behind the image's arithmetic; whether it pays depends
-on sizes, so ``TWINSHOT_TEXT_LANE=1`` turns it on. A CUDA graph captures both lanes.
+weights. On a stream of its own that reading can hide behind the image's arithmetic. A CUDA graph captures
+both lanes.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-SWITCH = "TWINSHOT_TEXT_LANE"
-
 
 class Lanes:
-    """Where two independent pieces of work run; in turn, unless there is a second lane.
+    """Where two independent pieces of work run; in turn, unless they are to run in parallel on a GPU.
 
     After :meth:`fork`, work under :meth:`second` does not wait for work outside of it, until :meth:`join`.
     What the second lane reads must stay referenced until then.
 
     Args:
         device: of the work.
-
-    Raises:
-        ValueError: ``TWINSHOT_TEXT_LANE`` is neither 0 nor 1.
+        parallel: whether the second lane is a stream of its own, on a GPU.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        wanted = os.environ.get(SWITCH, "0")
-        if wanted not in ("0", "1"):
-            raise ValueError(f"{SWITCH} is {wanted!r}; accepted: 0, 1.")
+    def __init__(self, device: torch.device, *, parallel: bool) -> None:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
-        if wanted == "1" and device.type == "cuda":
+        if parallel and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def fork(self) -> None:
