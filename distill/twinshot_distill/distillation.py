@@ -195,7 +195,8 @@ class _Run:
 
     def train(self) -> None:
         """Train and export."""
-        trainee = self._trainee()
+        with self.processes.in_turn():
+            trainee = self._trainee()
         rows = self.run.batch * self.run.accumulate * self.processes.count
         counted = sum(p.numel() for p in trainee.parameters().values())
         self._say(

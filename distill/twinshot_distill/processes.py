@@ -14,10 +14,12 @@ from torch import distributed
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Who trains: this process's number and how many there are."""
+    """Who trains: this process's number and how many there are, of all and of those on this machine."""
 
     rank: int = 0
     count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
 
     @property
     def first(self) -> bool:
@@ -28,6 +30,25 @@ class Processes:
         """Wait for all processes."""
         if self.count > 1:
             distributed.barrier()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Do what needs much of a machine's memory in one of its processes after the other.
+
+        One that fails lets the others have their turns, so that each can say what is wrong.
+        """
+        turns = max(int(told) for told in self.gather(str(self.local_count)))
+        for _ in range(self.local_rank):
+            self.wait()
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure = error
+        for _ in range(turns - self.local_rank):
+            self.wait()
+        if failure is not None:
+            raise failure
 
     def gather(self, words: str) -> list[str]:
         """What every process says, known to all."""
@@ -55,7 +76,7 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
         device: "cuda" or "cpu".
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index, beside = (int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE"))
     place = torch.device(device, index) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(place)
@@ -63,7 +84,7 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
         yield Processes(), place
         return
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    processes = Processes(rank, count)
+    processes = Processes(rank, count, index, beside or count)
     try:
         yield processes, place
         processes.wait()

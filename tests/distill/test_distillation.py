@@ -184,8 +184,8 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def two_processes(*arguments: str | Path) -> None:
-    """Run PROGRAM as two processes of one group on this machine."""
+def two_processes(*arguments: str | Path, program: str = "") -> None:
+    """Run a program, PROGRAM if none is given, as two processes of one group on this machine."""
     common = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
@@ -195,7 +195,7 @@ def two_processes(*arguments: str | Path) -> None:
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
+            [sys.executable, "-c", program or PROGRAM, *arguments],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -219,6 +219,32 @@ distill(read_run_file(Path(sys.argv[1]), json.loads(sys.argv[3])), Path(sys.argv
 # Threads that outlive their group may abort the process.
 assert not [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
 """
+
+
+TURNS = """
+import sys, time
+from twinshot_distill.processes import joined
+with joined("cpu") as (processes, _):
+    with processes.in_turn():
+        began = time.time()
+        time.sleep(0.3)
+        with open(sys.argv[1], "a") as file:
+            file.write(f"{processes.rank} {began} {time.time()}\\n")
+"""
+
+
+def test_processes_of_a_machine_take_turns(tmp_path: Path) -> None:
+    two_processes(tmp_path / "turns", program=TURNS)
+    first, second = (line.split() for line in (tmp_path / "turns").read_text().splitlines())
+    assert (first[0], second[0]) == ("0", "1")
+    assert float(first[2]) <= float(second[1])
+
+
+def test_each_of_two_processes_says_what_is_wrong(tmp_path: Path, base: Path, pictures: Path) -> None:
+    run_file(tmp_path, base, pictures, {})
+    wrong = json.dumps({"lora.rank": 2, "lora.targets": ["to_z"]})
+    with pytest.raises(AssertionError, match=r"(?s)TrainingError: lora.targets.*TrainingError: lora.targets"):
+        two_processes(tmp_path / "run.toml", tmp_path / "out", wrong)
 
 
 @pytest.mark.timeout(400)
