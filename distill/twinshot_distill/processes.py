@@ -7,9 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
+
+_PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that reads a large model from slow storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if count == 1:
         yield Processes(), place
         return
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     processes = Processes(rank, count, index, beside or count)
     try:
         yield processes, place

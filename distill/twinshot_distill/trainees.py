@@ -46,7 +46,7 @@ class Distillation(ABC):
 
     def __init__(self, model: OpenModel, batches: Batches, objective: Objective, *, bf16: bool) -> None:
         self.model, self.batches, self.objective = model, batches, objective
-        self._bf16 = bf16
+        self._bf16, self._followed = bf16, False
 
     @property
     @abstractmethod
@@ -81,8 +81,16 @@ class Distillation(ABC):
 
     def after_step(self) -> None:
         """Average the weights that are exported."""
+        self._followed = False
         if exported := self.averages().get("exported"):
             exported.update()
+
+    def _follow(self) -> None:
+        """Let the teacher take in the student: once a step, however many batches that adds up."""
+        teacher = self.averages().get("teacher")
+        if teacher and 0 < self.objective.teacher_decay < 1 and not self._followed:
+            teacher.update()
+            self._followed = True
 
     def running(self, model: nn.Module) -> Network[Caption]:
         """A model as a network that computes in bf16 where that was asked for."""
@@ -155,10 +163,6 @@ class FullDistillation(Distillation):
         kept = {"student": self.model} | {name: parts[name] for name in self._averages}
         return parameters_of(**kept)
 
-    def _follow(self) -> None:
-        if teacher := self._averages.get("teacher"):
-            teacher.update()
-
 
 class LoraDistillation(Distillation):
     """Adapters are trained: `default` is the student, `old` its average, none of them the frozen start."""
@@ -206,7 +210,3 @@ class LoraDistillation(Distillation):
                 return student(x_t, t, r, caption)
 
         return velocity
-
-    def _follow(self) -> None:
-        if 0 < self.objective.teacher_decay < 1:
-            self._old.update()

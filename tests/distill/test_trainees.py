@@ -71,6 +71,16 @@ def test_who_teaches_and_who_guides(decay: float, teacher: str, guide: str, *, l
         torch.testing.assert_close(nets.guide(x, t, t, NOTHING), answers[guide])
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_teacher_follows_once_a_step_however_many_batches_that_adds_up(*, lora: bool) -> None:
+    trained = trainee(replace(Objective(), teacher_decay=0.99), lora=lora)
+    for decay in (0.495, 0.620):
+        for _ in range(3):
+            trained.networks.follow()
+        trained.after_step()
+        assert trained.numbers()["teacher"] == pytest.approx(decay, abs=1e-3)
+
+
 def test_a_copy_is_placed_before_the_next_is_made() -> None:
     """A large model's host has room for one copy beside it."""
     seen: list[str] = []
