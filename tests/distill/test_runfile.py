@@ -67,6 +67,8 @@ def test_the_miniatures_file_is_what_the_code_does_without_one() -> None:
         (GOOD.replace("batch = 4", "batch = 3"), "batch of 3 rows is too small"),
         (GOOD.replace("batch = 4", "batch = 0"), "batch: .*greater than 0, not 0"),
         (GOOD.replace("steps = 3", ""), "length: a run needs a length"),
+        (GOOD.replace("steps = 3", "steps = 0"), "length: steps 0 must be 1 or more"),
+        (GOOD.replace("steps = 3", "seconds = -5"), "length: seconds -5.0 must be above 0"),
         (GOOD.replace("count = 8", ""), "'composer' needs a count"),
         (GOOD.replace('"composer"', '"folder"'), "'folder' needs a path"),
         (GOOD.replace('"composer"', '"prompts"\npath = "x"'), "objective.data_free must be true"),
@@ -96,6 +98,8 @@ def test_unknown_runs_settings_and_devices_are_told(tmp_path: Path) -> None:
         check_run("flux", {})
     with pytest.raises(TrainingError, match=r"unknown setting 'flow.bach=7'"):
         check_run("miniature", {"flow.bach": 7})
+    with pytest.raises(TrainingError, match="seconds 0.0 must be above 0"):
+        check_run("miniature", {"flow.seconds": 0})
     with pytest.raises(TrainingError, match="'tpu' is not 'auto', 'cuda' or 'cpu'"):
         start_run(check_run("builtin", {}), tmp_path, "tpu")
     with pytest.raises(TrainingError, match="nothing to prepare"):
