@@ -15,6 +15,7 @@ start may guide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from twinshot_distill import losses
 from twinshot_distill.losses import Distance
-from twinshot_distill.strictness import STRICT
+from twinshot_distill.strictness import STRICT, check
 
 GroupName = Literal["e2e", "mul", "one", "any", "adv"]
 
@@ -109,14 +110,20 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = asdict(self.groups)
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"groups {weights} must be 0 or more, and one of them above 0")
-        if not 0 <= self.teacher_decay <= 1:
-            raise ValueError(f"teacher_decay {self.teacher_decay} must be between 0 and 1")
-        if not 0 <= self.consistency <= 1:
-            raise ValueError(f"consistency {self.consistency} must be between 0 and 1")
-        if self.order < 0:
-            raise ValueError(f"order {self.order} must be 0 or more")
+        low, high = self.enhanced_range
+        check(
+            self,
+            ("teacher_decay", "between 0 and 1", 0 <= self.teacher_decay <= 1),
+            ("consistency", "between 0 and 1", 0 <= self.consistency <= 1),
+            ("order", "0 or more", self.order >= 0),
+            ("enhanced_ratio", "0 or more", 0 <= self.enhanced_ratio < math.inf),
+            ("enhanced_range", "two rising numbers", low < high),
+            ("rectify", "0 or more", 0 <= self.rectify < math.inf),
+            ("times", "three numbers above 0", all(0 < number < math.inf for number in self.times)),
+            ("leap_share", "between 0 and 1", 0 <= self.leap_share <= 1),
+        )
         if self.order == 0 and not self.groups.mul + self.groups.adv:
             raise ValueError("order 0 trains mul and adv rows alone: one of them needs a weight")
 

@@ -84,6 +84,26 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
         read_run_file(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("optimizer.learning_rate", -1), ("optimizer.betas", [2, 3]), ("optimizer.clip", -1)),
+        *(("optimizer.warm_up", -5), ("optimizer.weight_decay", float("inf")), ("optimizer.final_share", 2)),
+        *(("lora.rank", 0), ("lora.alpha", float("nan")), ("objective.times", [0, 1, 1])),
+        *(("objective.rectify", -1), ("objective.enhanced_range", [1, 0]), ("objective.leap_share", 4)),
+        *(("objective.enhanced_ratio", -1), ("objective.groups.e2e", float("nan")), ("batch.x", 3)),
+    ],
+)
+def test_numbers_that_are_not_accepted_are_named(name: str, value: Any) -> None:
+    table, _, setting = name.partition(".")
+    words = rf"{table}.*{setting.partition('.')[0]}.* (must be|has no settings)"
+    with pytest.raises(TrainingError, match=words):
+        check_run("builtin", {name: value})
+    if table == "optimizer":
+        with pytest.raises(TrainingError, match=rf"{setting} .* must be "):
+            check_run("miniature", {f"flow.{name}": value})
+
+
 def test_settings_are_replaced_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(GOOD)
     run = read_run_file(tmp_path / "run.toml", {"data.count": 5, "lora.rank": 8, "size": [64, 32]})
@@ -98,7 +118,7 @@ def test_unknown_runs_settings_and_devices_are_told(tmp_path: Path) -> None:
         check_run("flux", {})
     with pytest.raises(TrainingError, match=r"unknown setting 'flow.bach=7'"):
         check_run("miniature", {"flow.bach": 7})
-    with pytest.raises(TrainingError, match="seconds 0.0 must be above 0"):
+    with pytest.raises(TrainingError, match=r"seconds 0\.0 must be above 0"):
         check_run("miniature", {"flow.seconds": 0})
     with pytest.raises(TrainingError, match="'tpu' is not 'auto', 'cuda' or 'cpu'"):
         start_run(check_run("builtin", {}), tmp_path, "tpu")

@@ -262,7 +262,7 @@ def _taken(value: Any, old: Any, told: str) -> Any:
     """A TOML value as one like the old."""
     kind = type(old)
     if kind is tuple and isinstance(value, list):
-        return tuple(value)
+        return tuple(_taken(item, old[0] if old else "", told) for item in value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
