@@ -26,6 +26,9 @@ from twinshot_distill.tensor_files import save_tensors
 FREE_TO_CHANGE = ("length", "saving", "reporting")
 """Tables of a run's settings that may differ when it is resumed."""
 
+_BEFORE = {"deterministic": False}
+"""What runs did before a setting existed, whose states lack it."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -126,6 +129,7 @@ class Keeper:
 
     def _compare(self, saved: Mapping[str, Any], found: Path) -> None:
         before, now = _flat(saved), _flat(self.settings)
+        before = {name: value for name, value in _BEFORE.items() if name in now} | before
         changed = sorted(
             name
             for name in before.keys() | now.keys()
@@ -133,7 +137,7 @@ class Keeper:
         )
         if changed:
             name, more = changed[0], f" and {len(changed) - 1} more differ" if changed[1:] else ""
-            told = f"{name} = {before.get(name)!r}, not {now.get(name)!r}{more}"
+            told = f"{name} = {json.dumps(before.get(name))}, not {json.dumps(now.get(name))}{more}"
             raise TrainingError(
                 f"'{found}' was trained with {told}: resume with the same settings or use another folder. "
                 f"Only {', '.join(FREE_TO_CHANGE)} may change."

@@ -172,6 +172,13 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
     assert loop_of(tmp_path, 4, settings=longer)[0].run() == 4
 
 
+def test_a_run_from_before_a_setting_is_resumed_with_what_it_did(tmp_path: Path) -> None:
+    loop_of(tmp_path, 2)[0].run()
+    with pytest.raises(TrainingError, match="trained with deterministic = false, not true: resume with"):
+        loop_of(tmp_path, 4, settings={**SETTINGS, "deterministic": True})[0].run()
+    assert loop_of(tmp_path, 4, settings={**SETTINGS, "deterministic": False})[0].run() == 4
+
+
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     loop_of(tmp_path, 2)[0].run()
     with pytest.raises(TrainingError, match="saved by 1 processes and cannot be resumed by 2"):
