@@ -75,7 +75,7 @@ class Keeper:
             shutil.rmtree(partial, ignore_errors=True)
         self.processes.wait()
         if failures:
-            raise TrainingError(f"'{target}' cannot be saved: {failures[0]}; the states before it are kept.")
+            raise TrainingError(f"'{target}' cannot be saved: {failures[0]}; {self.told}.")
 
     def latest(self) -> State | None:
         """Read the newest state, or None where there is none.
@@ -96,7 +96,7 @@ class Keeper:
                 )
             tensors = load_file(found[-1] / f"rank-{self.processes.rank}.safetensors")
             return State(facts["step"], facts["seconds"], tensors, facts["numbers"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise TrainingError(
                 f"'{found[-1]}' is damaged ({error}): remove it to resume before it."
             ) from error
@@ -105,6 +105,14 @@ class Keeper:
         """The step of the newest state, or None where there is none."""
         found = self._found()
         return int(found[-1].name[5:]) if found else None
+
+    @property
+    def told(self) -> str:
+        """What there is to resume from, in words."""
+        newest = self.newest()
+        if newest is None:
+            return f"'{self.folder}' holds no state"
+        return f"the newest state in '{self.folder}' is of step {newest}"
 
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdigit())

@@ -181,10 +181,8 @@ class Loop:
     @property
     def _newest(self) -> str:
         """What there is to resume from, in words."""
-        newest = self.keeper.newest()
-        if newest is None:
-            return f"'{self.keeper.folder}' holds no state"
-        return f"the newest state in '{self.keeper.folder}' is of step {newest}, before the first of them"
+        before = "" if self.keeper.newest() is None else ", before the first of them"
+        return self.keeper.told + before
 
     def _count(self, started: float) -> None:
         self.step += 1
