@@ -162,15 +162,22 @@ class Objective:
 def split(batch: int, shares: dict[GroupName, float]) -> dict[GroupName, slice]:
     """The rows of each group in a batch: rounded shares, the last group takes what is left.
 
-    Raises ValueError where a group with a share gets no row.
+    Where a group would get none, each gets one, and the rest go to who is furthest short.
+
+    Raises ValueError where there are fewer rows than groups with a share.
     """
     present = [name for name, share in shares.items() if share > 0]
     counts = [round(batch * shares[name]) for name in present[:-1]]
     counts.append(batch - sum(counts))
-    if min(counts) < 1:
+    if batch < len(present):
         raise ValueError(
             f"a batch of {batch} rows is too small for the groups {present}: one row each at least"
         )
+    if min(counts) < 1:
+        counts = [1] * len(present)
+        for _ in range(batch - len(present)):
+            short = [batch * shares[name] - count for name, count in zip(present, counts, strict=True)]
+            counts[short.index(max(short))] += 1
     starts = [0, *accumulate(counts)]
     spans = {name: slice(a, b) for name, a, b in zip(present, starts, starts[1:], strict=False)}
     return {name: spans.get(name, slice(0, 0)) for name in shares}
