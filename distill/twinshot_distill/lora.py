@@ -39,11 +39,7 @@ class LoraSettings:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check(
-            self,
-            ("rank", "1 or more", self.rank >= 1),
-            ("alpha", "above 0", 0 < self.alpha < math.inf),
-        )
+        check(self, ("rank", "1 or more", self.rank >= 1), ("alpha", "above 0", 0 < self.alpha < math.inf))
 
 
 class LoraLinear(nn.Module):

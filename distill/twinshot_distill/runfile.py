@@ -203,12 +203,10 @@ def read_run_file(path: Path, changes: Mapping[str, Any] | None = None) -> RunFi
 
 
 def _put(table: dict[str, Any], names: list[str], value: Any) -> bool:
-    """Set what a dotted name stands for; False where it leads through something that is no table."""
+    """Set what names lead to; False where they lead through something that is no table."""
     for name in names[:-1]:
-        inner = table.setdefault(name, {})
-        if not isinstance(inner, dict):
+        if not isinstance(table := table.setdefault(name, {}), dict):
             return False
-        table = inner
     table[names[-1]] = value
     return True
 
