@@ -26,6 +26,9 @@ from twinshot_distill.tensor_files import save_tensors
 FREE_TO_CHANGE = ("length", "saving", "reporting")
 """Tables of a run's settings that may differ when it is resumed."""
 
+_BEFORE = {"deterministic": False}
+"""What runs did before a setting existed, whose states lack it."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -72,7 +75,7 @@ class Keeper:
             shutil.rmtree(partial, ignore_errors=True)
         self.processes.wait()
         if failures:
-            raise TrainingError(f"'{target}' cannot be saved: {failures[0]}; the states before it are kept.")
+            raise TrainingError(f"'{target}' cannot be saved: {failures[0]}; {self.told}.")
 
     def latest(self) -> State | None:
         """Read the newest state, or None where there is none.
@@ -93,7 +96,7 @@ class Keeper:
                 )
             tensors = load_file(found[-1] / f"rank-{self.processes.rank}.safetensors")
             return State(facts["step"], facts["seconds"], tensors, facts["numbers"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise TrainingError(
                 f"'{found[-1]}' is damaged ({error}): remove it to resume before it."
             ) from error
@@ -102,6 +105,14 @@ class Keeper:
         """The step of the newest state, or None where there is none."""
         found = self._found()
         return int(found[-1].name[5:]) if found else None
+
+    @property
+    def told(self) -> str:
+        """What there is to resume from, in words."""
+        newest = self.newest()
+        if newest is None:
+            return f"'{self.folder}' holds no state"
+        return f"the newest state in '{self.folder}' is of step {newest}"
 
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdigit())
@@ -126,6 +137,7 @@ class Keeper:
 
     def _compare(self, saved: Mapping[str, Any], found: Path) -> None:
         before, now = _flat(saved), _flat(self.settings)
+        before = {name: value for name, value in _BEFORE.items() if name in now} | before
         changed = sorted(
             name
             for name in before.keys() | now.keys()
@@ -133,7 +145,7 @@ class Keeper:
         )
         if changed:
             name, more = changed[0], f" and {len(changed) - 1} more differ" if changed[1:] else ""
-            told = f"{name} = {before.get(name)!r}, not {now.get(name)!r}{more}"
+            told = f"{name} = {json.dumps(before.get(name))}, not {json.dumps(now.get(name))}{more}"
             raise TrainingError(
                 f"'{found}' was trained with {told}: resume with the same settings or use another folder. "
                 f"Only {', '.join(FREE_TO_CHANGE)} may change."

@@ -7,6 +7,7 @@ the place of sound ones. Too many in a row end the run.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from twinshot_distill.journal import Journal
 from twinshot_distill.optimizer import Optimizer
 from twinshot_distill.report import say
 from twinshot_distill.stepping import EagerSteps, Steps, Trainee
-from twinshot_distill.strictness import STRICT
+from twinshot_distill.strictness import STRICT, check
 
 _SEED_STRIDE = 1_000_003
 
@@ -38,6 +39,11 @@ class Length:
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
             raise ValueError("a run needs a length: steps, seconds, or both")
+        check(
+            self,
+            ("steps", "1 or more", self.steps is None or self.steps >= 1),
+            ("seconds", "above 0", self.seconds is None or 0 < self.seconds < math.inf),
+        )
 
     def progress(self, step: int, seconds: float) -> float:
         """The share that is done, 0 to 1."""
@@ -175,10 +181,8 @@ class Loop:
     @property
     def _newest(self) -> str:
         """What there is to resume from, in words."""
-        newest = self.keeper.newest()
-        if newest is None:
-            return f"'{self.keeper.folder}' holds no state"
-        return f"the newest state in '{self.keeper.folder}' is of step {newest}, before the first of them"
+        before = "" if self.keeper.newest() is None else ", before the first of them"
+        return self.keeper.told + before
 
     def _count(self, started: float) -> None:
         self.step += 1

@@ -7,6 +7,7 @@ start share one copy of the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twinshot_distill.strictness import STRICT
+from twinshot_distill.strictness import STRICT, check
 
 Adapter = Literal["default", "old", "disabled"]
 
@@ -36,6 +37,9 @@ class LoraSettings:
     rank: int = 64
     alpha: float = 64.0
     targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self, ("rank", "1 or more", self.rank >= 1), ("alpha", "above 0", 0 < self.alpha < math.inf))
 
 
 class LoraLinear(nn.Module):

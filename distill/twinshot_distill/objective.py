@@ -15,6 +15,7 @@ start may guide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from twinshot_distill import losses
 from twinshot_distill.losses import Distance
-from twinshot_distill.strictness import STRICT
+from twinshot_distill.strictness import STRICT, check
 
 GroupName = Literal["e2e", "mul", "one", "any", "adv"]
 
@@ -109,14 +110,20 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = asdict(self.groups)
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"groups {weights} must be 0 or more, and one of them above 0")
-        if not 0 <= self.teacher_decay <= 1:
-            raise ValueError(f"teacher_decay {self.teacher_decay} must be between 0 and 1")
-        if not 0 <= self.consistency <= 1:
-            raise ValueError(f"consistency {self.consistency} must be between 0 and 1")
-        if self.order < 0:
-            raise ValueError(f"order {self.order} must be 0 or more")
+        low, high = self.enhanced_range
+        check(
+            self,
+            ("teacher_decay", "between 0 and 1", 0 <= self.teacher_decay <= 1),
+            ("consistency", "between 0 and 1", 0 <= self.consistency <= 1),
+            ("order", "0 or more", self.order >= 0),
+            ("enhanced_ratio", "0 or more", 0 <= self.enhanced_ratio < math.inf),
+            ("enhanced_range", "two rising numbers", low < high),
+            ("rectify", "0 or more", 0 <= self.rectify < math.inf),
+            ("times", "three numbers above 0", all(0 < number < math.inf for number in self.times)),
+            ("leap_share", "between 0 and 1", 0 <= self.leap_share <= 1),
+        )
         if self.order == 0 and not self.groups.mul + self.groups.adv:
             raise ValueError("order 0 trains mul and adv rows alone: one of them needs a weight")
 
@@ -155,15 +162,22 @@ class Objective:
 def split(batch: int, shares: dict[GroupName, float]) -> dict[GroupName, slice]:
     """The rows of each group in a batch: rounded shares, the last group takes what is left.
 
-    Raises ValueError where a group with a share gets no row.
+    Where a group would get none, each gets one, and the rest go to who is furthest short.
+
+    Raises ValueError where there are fewer rows than groups with a share.
     """
     present = [name for name, share in shares.items() if share > 0]
     counts = [round(batch * shares[name]) for name in present[:-1]]
     counts.append(batch - sum(counts))
-    if min(counts) < 1:
+    if batch < len(present):
         raise ValueError(
             f"a batch of {batch} rows is too small for the groups {present}: one row each at least"
         )
+    if min(counts) < 1:
+        counts = [1] * len(present)
+        for _ in range(batch - len(present)):
+            short = [batch * shares[name] - count for name, count in zip(present, counts, strict=True)]
+            counts[short.index(max(short))] += 1
     starts = [0, *accumulate(counts)]
     spans = {name: slice(a, b) for name, a, b in zip(present, starts, starts[1:], strict=False)}
     return {name: spans.get(name, slice(0, 0)) for name in shares}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twinshot_distill.averages import local
 from twinshot_distill.muon import StackedMuon
-from twinshot_distill.strictness import STRICT
+from twinshot_distill.strictness import STRICT, check
 
 _MATRICES = ("attention.to_", "feed_forward.", "self_attn.", "gate_proj", "up_proj", "down_proj")
 """Names of the matrices in blocks that Muon takes."""
@@ -42,6 +42,17 @@ class OptimizerSettings:
     warm_up: int = 0
     final_share: float = 1.0
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            ("learning_rate", "above 0", 0 < self.learning_rate < math.inf),
+            ("betas", "two numbers from 0 to below 1", all(0 <= beta < 1 for beta in self.betas)),
+            ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
+            ("warm_up", "0 or more", self.warm_up >= 0),
+            ("final_share", "between 0 and 1", 0 <= self.final_share <= 1),
+            ("clip", "above 0", self.clip > 0),
+        )
 
 
 class Optimizer:

@@ -194,17 +194,21 @@ def read_run_file(path: Path, changes: Mapping[str, Any] | None = None) -> RunFi
     """
     table = read_table(path)
     for name, value in (changes or {}).items():
-        _put(table, name.split("."), value)
+        if not _put(table, name.split("."), value):
+            raise TrainingError(f"'{path}': {name}: {name.rpartition('.')[0]} has no settings of its own.")
     try:
         return TypeAdapter(RunFile).validate_python(table)
     except ValidationError as error:
         raise TrainingError(f"'{path}': {_describe(error)}.") from None
 
 
-def _put(table: dict[str, Any], names: list[str], value: Any) -> None:
+def _put(table: dict[str, Any], names: list[str], value: Any) -> bool:
+    """Set what names lead to; False where they lead through something that is no table."""
     for name in names[:-1]:
-        table = table.setdefault(name, {})
+        if not isinstance(table := table.setdefault(name, {}), dict):
+            return False
     table[names[-1]] = value
+    return True
 
 
 def _describe(error: ValidationError) -> str:

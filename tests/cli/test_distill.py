@@ -82,6 +82,9 @@ def test_a_dry_run_prints_all_settings(cli: CliRunner) -> None:
     assert told["optimizer"]["learning_rate"] == 2e-4
     assert told["lora"]["rank"] == 64
     assert told["patience"] == 10
+    for rank in ("0", "1"):
+        one = cli.invoke(app, ["distill", "builtin", "--dry-run"], env={"WORLD_SIZE": "2", "RANK": rank})
+        assert bool(one.stdout) == (rank == "0")
 
 
 @pytest.mark.parametrize(

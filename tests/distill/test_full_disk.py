@@ -95,8 +95,9 @@ def test_a_full_disk_is_one_sentence(
     with monkeypatch.context() as patched:
         patched.setattr(tensor_files, "save_file", fail)
         patched.setattr(exporting, "save_torch_state_dict", fail)
-        with pytest.raises(TrainingError, match=r"cannot be (written|saved).*No space left"):
+        with pytest.raises(TrainingError, match=r"cannot be (written|saved).*No space left") as told:
             write(tmp_path)
+    assert ("state' holds no state." in str(told.value)) == (write is save_state)
     assert not list(tmp_path.rglob("*.partial"))
     write(tmp_path)  # there is room again
 

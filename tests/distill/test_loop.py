@@ -172,13 +172,20 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
     assert loop_of(tmp_path, 4, settings=longer)[0].run() == 4
 
 
+def test_a_run_from_before_a_setting_is_resumed_with_what_it_did(tmp_path: Path) -> None:
+    loop_of(tmp_path, 2)[0].run()
+    with pytest.raises(TrainingError, match="trained with deterministic = false, not true: resume with"):
+        loop_of(tmp_path, 4, settings={**SETTINGS, "deterministic": True})[0].run()
+    assert loop_of(tmp_path, 4, settings={**SETTINGS, "deterministic": False})[0].run() == 4
+
+
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     loop_of(tmp_path, 2)[0].run()
     with pytest.raises(TrainingError, match="saved by 1 processes and cannot be resumed by 2"):
         Keeper(tmp_path / "state", SETTINGS, Processes(0, 2)).latest()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no numbers", "no json"])
+@pytest.mark.parametrize("damage", ["truncated", "{}", "{", "[]", '{"settings": 3}'])
 def test_a_damaged_state_is_named(tmp_path: Path, damage: str) -> None:
     loop_of(tmp_path, 2)[0].run()
     (state,) = (tmp_path / "state").iterdir()
@@ -186,7 +193,7 @@ def test_a_damaged_state_is_named(tmp_path: Path, damage: str) -> None:
         path = state / "rank-0.safetensors"
         path.write_bytes(path.read_bytes()[:100])
     else:
-        (state / "state.json").write_text("{}" if damage == "no numbers" else "{")
+        (state / "state.json").write_text(damage)
     with pytest.raises(TrainingError, match="step-00000002' is damaged"):
         loop_of(tmp_path, 4)[0].run()
 
@@ -205,7 +212,7 @@ def test_a_full_disk_loses_nothing(
 
     monkeypatch.setattr(checkpointing, "save_tensors", fill)
     loop, _ = loop_of(tmp_path, 6, save_steps=2)
-    with pytest.raises(TrainingError, match=r"step-00000006' cannot be saved: .*No space.*are kept"):
+    with pytest.raises(TrainingError, match=r"step-00000006' cannot be saved: .*No space.*is of step 2\."):
         loop.run()
     assert "step 4: " in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]

@@ -63,6 +63,12 @@ def test_a_batch_is_split_by_rounded_weights_and_the_last_group_takes_the_rest()
     assert split(5, only.shares)["mul"] == slice(0, 5)
 
 
+def test_every_group_gets_a_row_where_there_are_enough() -> None:
+    assert [span.stop for span in split(6, Objective().shares).values()] == [2, 4, 0, 5, 6]
+    uneven = replace(Objective(), groups=GroupWeights(e2e=3, one=0.1)).shares
+    assert [span.stop for span in split(9, uneven).values()] == [4, 6, 7, 8, 9]
+
+
 def test_a_batch_with_too_few_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 3 rows is too small"):
         split(3, Objective().shares)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
         read_run_file(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("length.steps", 0), ("length.seconds", -5), ("batch.x", 3)),
+        *(("optimizer.learning_rate", -1), ("optimizer.betas", [2, 3]), ("optimizer.clip", -1)),
+        *(("optimizer.warm_up", -5), ("lora.rank", 0), ("lora.alpha", 0), ("objective.times", [0, 1, 1])),
+        *(("objective.rectify", -1), ("objective.enhanced_range", [1, 0]), ("objective.leap_share", 4)),
+        *(("objective.enhanced_ratio", -1), ("objective.groups.e2e", math.nan)),
+    ],
+)
+def test_numbers_that_are_not_accepted_are_named(name: str, value: Any) -> None:
+    table, _, setting = name.partition(".")
+    with pytest.raises(TrainingError, match=rf"{table}.*{setting[:6]}.* (must be|has no settings)"):
+        check_run("builtin", {name: value})
+
+
 def test_settings_are_replaced_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(GOOD)
     run = read_run_file(tmp_path / "run.toml", {"data.count": 5, "lora.rank": 8, "size": [64, 32]})
@@ -96,6 +113,8 @@ def test_unknown_runs_settings_and_devices_are_told(tmp_path: Path) -> None:
         check_run("flux", {})
     with pytest.raises(TrainingError, match=r"unknown setting 'flow.bach=7'"):
         check_run("miniature", {"flow.bach": 7})
+    with pytest.raises(TrainingError, match=r"seconds 0\.0 must be above 0"):
+        check_run("miniature", {"flow.seconds": 0})
     with pytest.raises(TrainingError, match="'tpu' is not 'auto', 'cuda' or 'cpu'"):
         start_run(check_run("builtin", {}), tmp_path, "tpu")
     with pytest.raises(TrainingError, match="nothing to prepare"):

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twinshot_distill.loop import Length
 from twinshot_distill.miniature.tokenizer import VOCABULARY_SIZE
 from twinshot_distill.objective import Objective
 from twinshot_distill.optimizer import OptimizerSettings
@@ -118,6 +119,9 @@ class AutoencoderSettings:
     structure: float = 0.3
     optimizer: OptimizerSettings = _AUTOENCODER_OPTIMIZER
 
+    def __post_init__(self) -> None:
+        Length(seconds=self.seconds)
+
 
 _FLOW_OPTIMIZER = OptimizerSettings(
     "muon", learning_rate=1.5e-3, betas=(0.9, 0.98), warm_up=150, final_share=0.03
@@ -134,6 +138,9 @@ class FlowSettings:
     caption_drop: float = 0.1
     long_share: float = 0.1
     optimizer: OptimizerSettings = _FLOW_OPTIMIZER
+
+    def __post_init__(self) -> None:
+        Length(seconds=self.seconds)
 
 
 _TWINFLOW_OBJECTIVE = Objective(
@@ -163,6 +170,9 @@ class TwinFlowSettings:
     long_share: float = 0.1
     objective: Objective = _TWINFLOW_OBJECTIVE
     optimizer: OptimizerSettings = _TWINFLOW_OPTIMIZER
+
+    def __post_init__(self) -> None:
+        Length(seconds=self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,7 @@ def _taken(value: Any, old: Any, told: str) -> Any:
     """A TOML value as one like the old."""
     kind = type(old)
     if kind is tuple and isinstance(value, list):
-        return tuple(value)
+        return tuple(_taken(item, old[0] if old else "", told) for item in value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,10 +47,12 @@ def distill(
         changes = dict(_change(text) for text in settings or [])
         checked = check_run(run, changes)
         if dry_run:
-            typer.echo(json.dumps(checked.as_json(), indent=1))
-            return
-        left = start_run(checked, output, device, prepare_only=prepare_only)
-    typer.echo(json.dumps(left) if as_json else "\n".join(left.values()))
+            told = json.dumps(checked.as_json(), indent=1)
+        else:
+            left = start_run(checked, output, device, prepare_only=prepare_only)
+            told = json.dumps(left) if as_json else "\n".join(left.values())
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0":
+        typer.echo(told)  # torchrun's first process speaks for all
 
 
 def _change(text: str) -> tuple[str, Any]:
