@@ -151,7 +151,10 @@ class EngineConfig:
         device = torch.device("cuda" if self.device == "auto" else self.device)
         index = device.index or 0
         if index >= count:
-            raise ValueError(f"device {self.device!r} does not exist: this machine has {count} CUDA devices")
+            raise ValueError(
+                f"device {self.device!r} does not exist: this machine has {count} CUDA devices; 'auto' and "
+                "'cpu' need none"
+            )
         return torch.device("cuda", index)
 
 

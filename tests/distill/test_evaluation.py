@@ -103,6 +103,9 @@ def test_ids_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         write_dpg(engine, tmp_path / "p.jsonl", tmp_path / "out", DRAWING, quiet)
     with pytest.raises(TrainingError, match="cannot be read"):
         write_dpg(engine, tmp_path / "none.jsonl", tmp_path / "out", DRAWING, quiet)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    with pytest.raises(TrainingError, match=r"latin.txt' cannot be read: .*UTF-8"):
+        write_dpg(engine, tmp_path, tmp_path / "out", DRAWING, quiet)
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
