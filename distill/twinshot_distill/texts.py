@@ -8,7 +8,7 @@ from twinshot_distill.errors import TrainingError
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """A file's text; `errors` as in `open`. Raises TrainingError: it is no text file in UTF-8, or not there."""
+    """A file's text; `errors` as in `open`. Raises TrainingError: it is not there, or no text in UTF-8."""
     try:
         return path.read_text("utf-8", errors)
     except (OSError, UnicodeDecodeError) as error:

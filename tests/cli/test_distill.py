@@ -82,6 +82,7 @@ def test_a_dry_run_prints_all_settings(cli: CliRunner) -> None:
     assert told["optimizer"]["learning_rate"] == 2e-4
     assert told["lora"]["rank"] == 64
     assert told["patience"] == 10
+    assert "qwen-image-lora-2" in cli.invoke(app, ["distill", "--help"]).stdout
 
 
 @pytest.mark.parametrize(
