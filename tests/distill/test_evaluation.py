@@ -279,6 +279,7 @@ def test_charts_place_points_in_order_and_leave_out_what_is_not_finite() -> None
     assert ys[0] > ys[1] > ys[2]
     assert "t&lt;" in svg
     assert line_chart("t", {"a": []}, x_label="x") == ""
+    assert ">1.0" not in line_chart("t", {"a": [(1, 0.9), (2, 1.0)]}, x_label="x")
 
 
 def texts(svg: str) -> list[tuple[float, float, float, str]]:
