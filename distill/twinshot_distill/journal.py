@@ -1,7 +1,7 @@
 """How a run goes: one line now and then, every figure in a file, and a page that shows both live.
 
 OUT/<name>.jsonl     one object a report: step, figures; null stands for one that is not finite
-OUT/progress.html    curves and samples; open it in a browser, it renews itself to the end
+OUT/progress.html    curves and samples; open it in a browser, it renews itself
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Journal:
         return Path(self.folder or ".") / f"{self.name}.jsonl"
 
     def note(self, terms: Mapping[str, Tensor], norm: Tensor, rate: float) -> None:
-        """Remember the figures of a step; none but the norm is read from the device yet."""
+        """Remember the figures of a step; only the norm is read from the device."""
         self._noted = {**terms, "gradient": norm, "learning rate": rate}
         self._steps += 1
-        self._skipped += not bool(torch.isfinite(norm))  # the loop has waited for the norm
+        self._skipped += not bool(torch.isfinite(norm))
 
     def report(self, step: int, progress: float, remaining: float) -> None:
         """Tell, if it is time to."""
@@ -109,9 +109,9 @@ class Journal:
             say(f"{self.name}: {step} steps, {step * self.rows:,} rows, {skipped} skipped")
 
     def close(self) -> None:
-        """Leave a page that says how the run ended, and renews itself no more."""
+        """Leave a page that says how the run ended."""
         if self.speaks and self._history:
-            with suppress(OSError):  # a full disk has been told
+            with suppress(OSError):
                 self._show(ended=True)
 
     def _show(self, *, ended: bool = False) -> None:

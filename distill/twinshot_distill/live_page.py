@@ -1,4 +1,4 @@
-"""The page of a run: its curves and newest samples, as one HTML file that renews itself to the end."""
+"""The page of a run: its curves and newest samples, as one HTML file that renews itself."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def _charts(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _samples(folder: Path, name: str, prompts: Sequence[str]) -> list[str]:
     newest = sorted((folder / "samples").glob(f"{name}-*.webp"), reverse=True)[:_SAMPLES]
-    told = escape("; ".join(prompts))
-    heading = f"<p>Samples, row by row: {told}</p>" if told and newest else ""
-    return [heading] + [
+    heading = f"<p>Samples, row by row: {escape('; '.join(prompts))}</p>"
+    return [heading] * bool(newest and prompts) + [
         f"<h2>step {int(path.stem.rsplit('-', 1)[1])}</h2>"
         f'<img src="samples/{escape(path.name)}" alt="samples">'
         for path in newest

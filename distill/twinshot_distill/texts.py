@@ -1,4 +1,4 @@
-"""Text files that a user names."""
+"""Text files of users."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from twinshot_distill.errors import TrainingError
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """A file's text; `errors` as in `open`. Raises TrainingError: it is not there, or no text in UTF-8."""
+    """Read a file; `errors` as in `open`. Raises TrainingError: it is no text, or not there."""
     try:
         return path.read_text("utf-8", errors)
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"'{path}' cannot be read: {error}; it must be a text file in UTF-8.") from error
+        raise TrainingError(f"'{path}' cannot be read: {error}; a text file in UTF-8 is needed.") from error

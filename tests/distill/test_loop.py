@@ -241,7 +241,7 @@ def test_the_journal_tells_live_and_forgets_what_is_trained_again(tmp_path: Path
     assert [entry["step"] for entry in told] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "gradient", "learning rate", "rows/s"} <= told[0].keys()
     page = (tmp_path / "progress.html").read_text()
-    assert "step 6, 100.0 % done, 0 min 00 s left<" in page
+    assert "step 6, 100.0 % done" in page
     assert "refresh" in page
     assert page.count("<svg") == 4
     (tmp_path / "state" / "step-00000006").rename(tmp_path / "gone")
@@ -263,15 +263,14 @@ def test_samples_are_drawn_into_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patience", "end"),
-    [(9, "6, 100.0 % done, finished, 2 skipped"), (1, "4, 66.7 % done, stopped, 1 skipped")],
+    ("patience", "end"), [(9, "100.0 % done, finished, 2 skipped"), (1, "66.7 % done, stopped, 1 skipped")]
 )
 def test_a_page_of_a_run_that_ended_says_how_and_rests(tmp_path: Path, patience: int, end: str) -> None:
     loop, _ = loop_of(tmp_path, 6, poisoned=range(3, 5), patience=patience)
     with suppress(TrainingError), closing(loop.journal):
         loop.run()
     page = (tmp_path / "progress.html").read_text()
-    assert f"<p>step {end}</p>" in page
+    assert end in page
     assert "refresh" not in page
 
 

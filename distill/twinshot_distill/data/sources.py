@@ -145,12 +145,11 @@ def _from_shards(path: Path) -> Iterator[Sample]:
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """See that zeros end an archive: tarfile also takes the file's end, or a broken header, for its end."""
-    file = archive.fileobj
-    if file is not None:
+    """See that zeros end an archive: tarfile also takes a file's end or a broken header for it."""
+    if (file := archive.fileobj) is not None:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"it breaks off at byte {archive.offset}; copy or write it again")
+            raise tarfile.ReadError(f"it breaks off at byte {archive.offset}; copy it again")
 
 
 def _from_archive(shard: str, archive: tarfile.TarFile) -> Iterator[Sample]:
