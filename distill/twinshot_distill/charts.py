@@ -104,7 +104,8 @@ def _spread(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
+    top = min(high + margin, 1.0) if high <= 1 else high + margin  # no share is above 1
+    return (max(0.0, low - margin) if low >= 0 else low - margin), top
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from logging import ERROR
 from pathlib import Path
@@ -203,7 +203,9 @@ class _Run:
             f"training {counted / 1e6:.1f} M parameters, {rows} rows a step, "
             f"{trainee.objective.work:.2f} forward passes a row (flow matching: 3)"
         )
-        self._loop(trainee, rows).run()
+        loop = self._loop(trainee, rows)
+        with closing(loop.journal):
+            loop.run()
         self._export(trainee)
 
     def _say(self, words: str) -> None:
@@ -258,6 +260,7 @@ class _Run:
                 sampler,
                 told.sample_seconds,
                 speaks=self.processes.first,
+                prompts=told.prompts,
             ),
         )
 

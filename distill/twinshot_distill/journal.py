@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Journal:
         every: seconds between reports.
         sampler: draws samples, every `sample_every` seconds (0: never).
         speaks: whether this process is the one that tells.
+        prompts: of the samples.
     """
 
     folder: Path | None
@@ -44,11 +46,14 @@ class Journal:
     sampler: Sampler | None = None
     sample_every: float = 0.0
     speaks: bool = True
+    prompts: Sequence[str] = ()
     _noted: dict[str, Tensor | float] = field(default_factory=dict)
     _history: list[dict[str, Any]] = field(default_factory=list)
     _reported: float = field(default_factory=time.monotonic)
     _sampled: float = field(default_factory=time.monotonic)
     _steps: int = 0
+    _skipped: int = 0
+    _at: tuple[int, float, float] | None = None
 
     def __post_init__(self) -> None:
         # The others would read what the one that tells is writing.
@@ -61,13 +66,14 @@ class Journal:
         return Path(self.folder or ".") / f"{self.name}.jsonl"
 
     def note(self, terms: Mapping[str, Tensor], norm: Tensor, rate: float) -> None:
-        """Remember the figures of a step; nothing is read from the device yet."""
+        """Remember the figures of a step; only the norm is read from the device."""
         self._noted = {**terms, "gradient": norm, "learning rate": rate}
         self._steps += 1
+        self._skipped += not bool(torch.isfinite(norm))
 
     def report(self, step: int, progress: float, remaining: float) -> None:
         """Tell, if it is time to."""
-        now = time.monotonic()
+        now, self._at = time.monotonic(), (step, progress, remaining)
         if now - self._reported < self.every and progress < 1:
             return
         figures = {name: float(value) for name, value in self._noted.items()}
@@ -80,12 +86,13 @@ class Journal:
             f"{self.name} step {step}  {values}  {throughput:.0f} rows/s  {_clock(remaining)} left{_memory()}"
         )
         known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._history.append({"step": step, **known, "rows/s": throughput})
-        self._write(progress, remaining)
+        self._history.append({"step": step, **known, "rows/s": throughput, "skipped": self._skipped})
+        self._write()
 
     def rewind(self, step: int) -> None:
         """Forget what was told after a step, to which the run goes back."""
         self._history = [told for told in self._history if told["step"] <= step]
+        self._skipped = self._history[-1].get("skipped", 0) if self._history else 0
         if self.folder is None or not self.speaks or not self._file.is_file():
             return
         partial = self._file.with_suffix(".partial")
@@ -97,17 +104,33 @@ class Journal:
 
     def finish(self, step: int, skipped: int) -> None:
         """Tell that the run is over."""
+        self._at, self._skipped = (step, 1.0, 0.0), skipped
         if self.speaks:
             say(f"{self.name}: {step} steps, {step * self.rows:,} rows, {skipped} skipped")
 
-    def _write(self, progress: float, remaining: float) -> None:
+    def close(self) -> None:
+        """Leave a page that says how the run ended."""
+        if self.speaks and self._history:
+            with suppress(OSError):
+                self._show(ended=True)
+
+    def _show(self, *, ended: bool = False) -> None:
+        if self.folder is None or self._at is None:
+            return
+        step, progress, remaining = self._at
+        left = f"{_clock(remaining)} left" if not ended else "finished" if progress >= 1 else "stopped"
+        told = f"step {step}, {100 * progress:.1f} % done, {left}"
+        told += f", {self._skipped} skipped" if self._skipped else ""
+        write_page(self.folder, self.name, self._history, progress, told, self.prompts, ended=ended)
+
+    def _write(self) -> None:
         if self.folder is None:
             return
         try:
             with self._file.open("a") as file:
                 file.write(json.dumps(self._history[-1]) + "\n")
             self._sample()
-            write_page(self.folder, self.name, self._history, progress, _clock(remaining))
+            self._show()
         except OSError as error:
             say(f"{self.name}: the journal cannot be written ({error}); training goes on")
 

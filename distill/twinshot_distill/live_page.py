@@ -27,15 +27,23 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def write_page(
-    folder: Path, name: str, history: Sequence[Mapping[str, Any]], progress: float, remaining: str
+    folder: Path,
+    name: str,
+    history: Sequence[Mapping[str, Any]],
+    progress: float,
+    told: str,
+    prompts: Sequence[str],
+    *,
+    ended: bool,
 ) -> None:
     """Write `progress.html` for the reports so far; samples are the WebP files in `folder/samples`."""
+    refresh = "" if ended else '<meta http-equiv="refresh" content="15">'
     page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="15">'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{refresh}'
         f"<title>{escape(name)}</title><style>{STYLE}</style><h1>{escape(name)}</h1>"
-        f'<progress value="{progress:.4f}"></progress><p>step {history[-1]["step"]}, '
-        f"{100 * progress:.1f} % done, {escape(remaining)} left</p>"
-        f'<div class="charts">{"".join(_charts(history))}</div>{"".join(_samples(folder, name))}</html>\n'
+        f'<progress value="{progress:.4f}"></progress><p>{escape(told)}</p>'
+        f'<div class="charts">{"".join(_charts(history))}</div>'
+        f"{''.join(_samples(folder, name, prompts))}</html>\n"
     )
     partial = folder / "progress.partial"
     partial.write_text(page)
@@ -53,9 +61,10 @@ def _charts(history: Sequence[Mapping[str, Any]]) -> list[str]:
     return charts
 
 
-def _samples(folder: Path, name: str) -> list[str]:
+def _samples(folder: Path, name: str, prompts: Sequence[str]) -> list[str]:
     newest = sorted((folder / "samples").glob(f"{name}-*.webp"), reverse=True)[:_SAMPLES]
-    return [
+    heading = f"<p>Samples, row by row: {escape('; '.join(prompts))}</p>"
+    return [heading] * bool(newest and prompts) + [
         f"<h2>step {int(path.stem.rsplit('-', 1)[1])}</h2>"
         f'<img src="samples/{escape(path.name)}" alt="samples">'
         for path in newest

@@ -151,7 +151,7 @@ class EngineConfig:
         device = torch.device("cuda" if self.device == "auto" else self.device)
         index = device.index or 0
         if index >= count:
-            raise ValueError(f"device {self.device!r} does not exist: this machine has {count} CUDA devices")
+            raise ValueError(f"device {self.device!r} does not exist: use auto or cpu ({count} CUDA devices)")
         return torch.device("cuda", index)
 
 

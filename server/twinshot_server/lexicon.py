@@ -28,8 +28,8 @@ _LEAST_LETTERS, _MOST_LETTERS = 5, 30
 _ARTICLE = re.compile(r"(?<!\w)([Aa])n? $")
 _CACHED = 1024
 _PLURALS = (
-    *((re.compile("s$"), ""), (re.compile("es$"), ""), (re.compile("ies$"), "y"), (re.compile("ves$"), "fe")),
-    *((re.compile("ves$"), "f"), (re.compile("^dice$"), "die")),
+    *((re.compile("(?<!s)s$"), ""), (re.compile("(?<!es)es$"), ""), (re.compile("ies$"), "y")),
+    *((re.compile("ves$"), "fe"), (re.compile("ves$"), "f"), (re.compile("^dice$"), "die")),
     *((re.compile("men$"), "man"), (re.compile("mice$"), "mouse"), (re.compile("i$"), "us")),
     (re.compile("['\u2019]s?$"), ""),
 )

@@ -85,6 +85,7 @@ def test_a_dry_run_prints_all_settings(cli: CliRunner) -> None:
     for rank in ("0", "1"):
         one = cli.invoke(app, ["distill", "builtin", "--dry-run"], env={"WORLD_SIZE": "2", "RANK": rank})
         assert bool(one.stdout) == (rank == "0")
+    assert "qwen-image-lora-2" in cli.invoke(app, ["distill", "--help"]).stdout
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,7 @@ def test_a_dry_run_prints_all_settings(cli: CliRunner) -> None:
         (["distill", "builtin", "--set", "batch=0"], "batch: input should be greater than 0, not 0"),
         (["distill", "builtin", "--device", "tpu"], "'tpu' is not"),
         (["evaluate", "geneval", "none.jsonl", "--device", "cpu"], "'none.jsonl' cannot be read"),
+        (["evaluate", "builtin", "--device", "cuda:99"], "'cuda:99' does not exist: use auto"),
         (["evaluate", "builtin", "--combinations", "odd"], "'odd' is not 'seen' or 'unseen'"),
         (["evaluate", "builtin", "--count", "0"], "at least 1"),
         (["evaluate", "builtin", "--batch", "0"], "--batch 0 must be at least 1"),

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (path / "none.png").write_text("no picture")
     (path / "none.txt").write_text("none")
     (path / "silent.png").write_bytes(picture_bytes((9, 9, 9)))
-    (path / "metadata.jsonl").write_text(json.dumps({"file_name": "c.webp", "text": "blue"}) + "\n")
+    (path / "metadata.jsonl").write_text(json.dumps({"file_name": "c.webp", "text": "blue"}) + "\n \n")
     return path
 
 
@@ -137,6 +137,7 @@ def test_the_world_composes_the_same_scenes_every_time() -> None:
         ("shards", lambda p: p.write_bytes(b"x" * 2000), "damaged or no tar"),
         ("folder", lambda p: None, "does not exist"),
         ("prompts", lambda p: p.write_text("{oops"), "line 1, is not JSON"),
+        ("prompts", lambda p: p.mkdir(), "source' cannot be read: .*text file"),
     ],
 )
 def test_sources_that_cannot_be_read_are_named(tmp_path: Path, kind: str, make: object, words: str) -> None:
@@ -145,9 +146,21 @@ def test_sources_that_cannot_be_read_are_named(tmp_path: Path, kind: str, make: 
         list(find_samples(DataSettings(kind, tmp_path / "source")))  # type: ignore[arg-type]
 
 
+# In data and headers and after them, before the end; a broken header.
+@pytest.mark.parametrize("kept", [1024, 1300, 1536, 2000, 2048, 2200, -1024])
+def test_archives_that_break_off_are_named(tmp_path: Path, kept: int) -> None:
+    whole = archive(tmp_path / "a.tar", {"0.png": b"x" * 500, "1.txt": b"y" * 500}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:kept] if kept > 0 else whole[:1024] + b"z" * 512)
+    with pytest.raises(TrainingError, match=r"a.tar' is damaged"):
+        list(find_samples(DataSettings("shards", tmp_path)))
+
+
 def test_a_damaged_caption_list_is_named(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n[]\n')
     with pytest.raises(TrainingError, match=r"metadata.jsonl', line 2"):
+        list(find_samples(DataSettings("folder", folder)))
+    (folder / "metadata.jsonl").write_bytes(b"\xe9")
+    with pytest.raises(TrainingError, match=r"metadata.jsonl' cannot be read: .*UTF-8"):
         list(find_samples(DataSettings("folder", folder)))
 
 

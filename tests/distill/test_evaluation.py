@@ -103,6 +103,9 @@ def test_ids_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         write_dpg(engine, tmp_path / "p.jsonl", tmp_path / "out", DRAWING, quiet)
     with pytest.raises(TrainingError, match="cannot be read"):
         write_dpg(engine, tmp_path / "none.jsonl", tmp_path / "out", DRAWING, quiet)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    with pytest.raises(TrainingError, match=r"latin.txt' cannot be read: .*UTF-8"):
+        write_dpg(engine, tmp_path, tmp_path / "out", DRAWING, quiet)
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
@@ -276,6 +279,7 @@ def test_charts_place_points_in_order_and_leave_out_what_is_not_finite() -> None
     assert ys[0] > ys[1] > ys[2]
     assert "t&lt;" in svg
     assert line_chart("t", {"a": []}, x_label="x") == ""
+    assert ">1.0" not in line_chart("t", {"a": [(1, 0.9), (2, 1.0)]}, x_label="x")
 
 
 def texts(svg: str) -> list[tuple[float, float, float, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,7 @@ def test_the_journal_tells_live_and_forgets_what_is_trained_again(tmp_path: Path
     assert {"loss", "gradient", "learning rate", "rows/s"} <= told[0].keys()
     page = (tmp_path / "progress.html").read_text()
     assert "step 6, 100.0 % done" in page
+    assert "refresh" in page
     assert page.count("<svg") == 4
     (tmp_path / "state" / "step-00000006").rename(tmp_path / "gone")
     (tmp_path / "state" / "step-00000003").exists()
@@ -260,8 +262,23 @@ def test_samples_are_drawn_into_the_page(tmp_path: Path) -> None:
     loop, _ = loop_of(tmp_path, 2)
     loop.journal.sampler = lambda path: path.write_bytes(b"picture")  # type: ignore[assignment, return-value]
     loop.journal.sample_every = 1e-9
+    loop.journal.prompts = ("a <cat>", "a dog")
     loop.run()
-    assert 'src="samples/test-00000002.webp"' in (tmp_path / "progress.html").read_text()
+    page = (tmp_path / "progress.html").read_text()
+    assert 'src="samples/test-00000002.webp"' in page
+    assert "row by row: a &lt;cat&gt;; a dog<" in page
+
+
+@pytest.mark.parametrize(
+    ("patience", "end"), [(9, "100.0 % done, finished, 2 skipped"), (1, "66.7 % done, stopped, 1 skipped")]
+)
+def test_a_page_of_a_run_that_ended_says_how_and_rests(tmp_path: Path, patience: int, end: str) -> None:
+    loop, _ = loop_of(tmp_path, 6, poisoned=range(3, 5), patience=patience)
+    with suppress(TrainingError), closing(loop.journal):
+        loop.run()
+    page = (tmp_path / "progress.html").read_text()
+    assert end in page
+    assert "refresh" not in page
 
 
 def test_running_decay_is_the_released_trainers() -> None:

@@ -98,6 +98,7 @@ def test_a_general_model_knows_every_word() -> None:
         ("一只麒麟", None, {"麒麟": None}),
         ("一只麒麟和一条龙", "一只麒麟和一条恐龙", {"麒麟": None, "龙": "恐龙"}),
         ("a wolf and 一只狼", "a dog and 一只狗", {"wolf": "dog", "狼": "狗"}),
+        ("grapess, grapeses", "grapes, grapeses", {"grapess": "grapes", "grapeses": None}),
         ("x猫", None, {"x": None}),
     ],
 )

@@ -44,5 +44,5 @@ def quiet(_what: str, _done: float) -> None:
 
 def metadata(path: Path, prompts: Sequence[str]) -> Path:
     entries = [{"tag": "single_object", "include": [{"class": "cow"}], "prompt": p} for p in prompts]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + "\n")
     return path

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.runfile import DataSettings
+from twinshot_distill.texts import read_text
 
 if TYPE_CHECKING:
     from twinshot_distill.world.composer import Composer
@@ -112,7 +113,9 @@ def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     captions = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             captions[str(entry["file_name"])] = _caption_in(entry)
@@ -136,8 +139,17 @@ def _from_shards(path: Path) -> Iterator[Sample]:
         try:
             with tarfile.open(shard) as archive:
                 yield from _from_archive(shard.name, archive)
+                _check_end(archive)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise TrainingError(f"'{shard}' is damaged or no tar archive: {error}.") from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """See that zeros end an archive: tarfile also takes a file's end or a broken header for it."""
+    if (file := archive.fileobj) is not None:
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"it breaks off at byte {archive.offset}; copy it again")
 
 
 def _from_archive(shard: str, archive: tarfile.TarFile) -> Iterator[Sample]:
@@ -168,7 +180,7 @@ def _assembled(name: str, parts: Mapping[str, bytes]) -> Sample:
 
 def _from_prompts(path: Path) -> Iterator[Sample]:
     """A text file of one prompt a line, or JSON lines with prompt, text or caption; blank lines are none."""
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "replace").splitlines(), 1):
         words = line.strip()
         if not words:
             continue

@@ -21,6 +21,7 @@ from PIL import Image
 from twinshot_distill.errors import TrainingError
 from twinshot_distill.evaluation.drawing import Report, check_prompts, draw_all
 from twinshot_distill.evaluation.keeping import claim, identity, save_whole, writing
+from twinshot_distill.texts import read_text
 from twinshot_engine.engine import Engine
 from twinshot_engine.types import GenerateRequest
 
@@ -119,7 +120,7 @@ def _named_prompts(prompts: Path) -> Iterator[tuple[str, str]]:
         found = sorted(prompts.glob("*.txt"))
         if not found:
             raise TrainingError(f"'{prompts}' holds no prompts (*.txt).")
-        yield from ((path.stem, path.read_text().strip()) for path in found)
+        yield from ((path.stem, read_text(path).strip()) for path in found)
         return
     for entry in _json_lines(prompts, ("id", "prompt")):
         name = str(entry["id"])
@@ -129,11 +130,9 @@ def _named_prompts(prompts: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json_lines(path: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"'{path}' cannot be read: {error}.") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             missing = [key for key in keys if key not in entry]

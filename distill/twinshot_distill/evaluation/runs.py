@@ -87,10 +87,9 @@ def draw_dpg(settings: Mapping[str, Any], prompts: Path, out: Path, size: str | 
 
 def _load(settings: Mapping[str, Any], report: Report) -> Engine:
     try:
-        config = EngineConfig(**settings)
+        engine = Engine.load(EngineConfig(**settings), report)
     except ValueError as error:
         raise TrainingError(f"{error}.") from error
-    engine = Engine.load(config, report)
     engine.warm(report)
     return engine
 

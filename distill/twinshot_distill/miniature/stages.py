@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from twinshot_distill.checkpointing import Keeper
 from twinshot_distill.journal import Journal, Sampler
 from twinshot_distill.loop import Length, Loop, LoopSettings
 from twinshot_distill.miniature.configuration import Run
+from twinshot_distill.miniature.preview import preview_prompts
 from twinshot_distill.optimizer import Optimizer, OptimizerSettings
 from twinshot_distill.stepping import CapturableTrainee, CapturedSteps
 
@@ -59,10 +61,16 @@ def train_stage(
             Length(seconds=settings.seconds), save_seconds=run.save_seconds, save_last=False, seed=run.seed
         ),
         Keeper(out / "state" / name, _settings(settings, run), keep=1),
-        Journal(out, name, settings.batch, sampler=sampler, sample_every=run.sample_seconds),
+        Journal(
+            *(out, name, settings.batch),
+            sampler=sampler,
+            sample_every=run.sample_seconds,
+            prompts=preview_prompts(run.previews),
+        ),
         CapturedSteps(trainee, optimizer) if captured else None,
     )
-    loop.run()
+    with closing(loop.journal):
+        loop.run()
     return loop
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,11 @@ import typer
 from twinshot_server.commands.exits import UsageError, one_sentence_errors
 from twinshot_server.commands.options import AsJson
 
+_RUNS = ", ".join(sorted(Path(run.name).stem for run in (files("twinshot_distill") / "configs").iterdir()))
+
 
 def distill(
-    run: Annotated[str, typer.Argument(help="A run file (TOML), or the name of one that comes along.")],
+    run: Annotated[str, typer.Argument(help=f"A run file (TOML), or one that comes along: {_RUNS}.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The run's folder; an interrupted run goes on there.")
     ] = Path("out/distill"),
