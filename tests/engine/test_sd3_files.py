@@ -150,6 +150,32 @@ def test_every_form_is_the_same_transformer(
     assert (loaded.info.name, loaded.info.family) == ("sd3.5_medium", "StableDiffusion3Pipeline")
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "said"),
+    [
+        ("joint_blocks.0.x_block.attn.qkv.weight", (97, 32), r"as \[33, 32\], where .* \[32, 32\]"),
+        ("joint_blocks.0.context_block.attn.qkv.bias", (), r"as \[\], where .* \[32\]"),
+        ("final_layer.adaLN_modulation.1.bias", (), r"as \[\], where .* \[64\]"),
+        ("pos_embed", (), r"as \[\], where "),
+    ],
+)
+def test_a_misshapen_tensor_is_named(
+    folder: Path, weights: Weights, tmp_path: Path, key: str, shape: tuple[int, ...], said: str
+) -> None:
+    original = as_original(weights)
+    save_file(original | {key: torch.zeros(shape)}, tmp_path / "file.safetensors")
+    with pytest.raises(CheckpointError, match=f"file.safetensors' stores '.*', in '{key}', {said}"):
+        load(tmp_path / "file.safetensors", folder)
+    module = key.removesuffix(".weight")
+    if module == key:
+        return
+    rows, columns = shape
+    factors = {"lora_A": torch.ones(RANK, columns), "lora_B": torch.ones(rows, RANK)}
+    save_file({f"{module}.{name}.weight": w for name, w in factors.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"update of \[33, 32\] in '.*qkv.lora_B.weight' and"):
+        load(folder, None, str(tmp_path / "lora.safetensors"))
+
+
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 def test_gguf_files_are_of_the_original_names(
     folder: Path, weights: Weights, expected: Tensor, tmp_path: Path, kind: str

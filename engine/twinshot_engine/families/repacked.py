@@ -53,7 +53,10 @@ def rename(headers: Headers, patterns: Sequence[tuple[str, str]]) -> Headers:
 
 
 def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
-    """Give each of some equal blocks of rows a name of its own.
+    """Give each of some equal blocks of rows a name of its own; no shape is refused here.
+
+    Rows that do not divide are left to the last block, and what has none stays whole under each name, so that
+    neither has the shape that is expected of it.
 
     Args:
         headers: by name.
@@ -66,9 +69,13 @@ def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
         if not name.endswith(ending):
             split[name] = header
             continue
-        rows = header.shape[0] // len(names)
+        stem = name.removesuffix(ending)
+        if not header.shape:
+            split |= {stem + part: header for part in names}
+            continue
+        every, *inner = header.shape
+        rows = every // len(names)
         for number, part in enumerate(names):
-            split[name.removesuffix(ending) + part] = header._replace(
-                shape=(rows, *header.shape[1:]), rows=slice(number * rows, (number + 1) * rows)
-            )
+            start, end = number * rows, every if part == names[-1] else (number + 1) * rows
+            split[stem + part] = header._replace(shape=(end - start, *inner), rows=slice(start, end))
     return split
