@@ -284,7 +284,7 @@ def _load_tokenizer(checkpoint: Checkpoint, text: Gemma2Encoder) -> InstructedTo
     vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"'{checkpoint.folder / 'tokenizer'}' has {len(tokenizer)} tokens, "
+            f"'{checkpoint.home('tokenizer') / 'tokenizer'}' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
     return instructed(tokenizer)

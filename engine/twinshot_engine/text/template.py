@@ -25,6 +25,8 @@ _BEFORE = (
 )
 _BEHIND = "<|im_end|>\n<|im_start|>assistant\n"
 
+_SPECIAL = ("<|im_start|>", "<|im_end|>")
+
 
 @dataclass(slots=True)
 class TemplateTokenizer:
@@ -37,7 +39,8 @@ class TemplateTokenizer:
         constant: the tokens before every prompt that are dropped.
 
     Raises:
-        ValueError: the tokenizer makes fewer tokens of the system message than are dropped.
+        ValueError: the tokenizer is of another family: it makes several tokens of a special one, or fewer of
+            the system message than are dropped.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +50,11 @@ class TemplateTokenizer:
     _rest: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        for special in _SPECIAL:
+            if len(ids := self._tokenize(special)) != 1:
+                raise ValueError(
+                    f"it makes {len(ids)} tokens of {special!r}, which is one of Qwen's special tokens"
+                )
         before = self._tokenize(_BEFORE)
         if len(before) < DROPPED_TOKENS:
             raise ValueError(
