@@ -38,7 +38,7 @@ from twinshot_engine.memory import (
     workspace_bytes,
 )
 from twinshot_engine.precision import quantize_projections
-from twinshot_engine.schedule import Schedule, advance, schedule_for, trigonometric
+from twinshot_engine.schedule import Schedule, Steps, advance, schedule_for, trigonometric
 from twinshot_engine.text import Caption
 from twinshot_engine.text.gemma2 import Gemma2Encoder, build_model, encoder_slots, read_config
 from twinshot_engine.text.instruction import InstructedTokenizer, instructed
@@ -208,6 +208,11 @@ def place(text: Gemma2Encoder, transformer: nn.Module, placement: Placement) -> 
 
 def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *, variant: _Variant) -> _Found:
     """Build the parts from their configs and compare them with the files' headers; nothing is allocated."""
+    modes = [f"{each.mode}:{each}" for each in config.steps if isinstance(each, Steps) and each.mode]
+    if modes and variant is _SPRINT:
+        raise CheckpointError(
+            f"steps {modes[0]!r} name a schedule, but SANA-Sprint has its own: name the count alone."
+        )
     stored = checkpoint.part("transformer", ignored=is_time)
     with torch.device("meta"):
         text = checkpoint.build("text_encoder", lambda config: Gemma2Encoder(read_config(config)))
