@@ -155,7 +155,7 @@ def test_prompts_stand_behind_what_is_dropped(tokenizer: PreTrainedTokenizerFast
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
-        ([1, 2, 3], r"3 tokens of '<\|im_start\|>', which is one of Qwen's special tokens"),
+        ([1, 2, 3], r"3 tokens of '<\|im_start\|>'"),
         ([1], "1 tokens of the system message; at least 34"),
     ],
 )

@@ -87,23 +87,10 @@ def test_every_form_is_the_same_transformer(
 @pytest.mark.parametrize(
     ("key", "shape", "said"),
     [
-        (
-            "layers.0.attention.qkv.weight",
-            (194, 64),
-            r"to_v.weight', in '.*qkv.weight', as \[66, 64\], .* \[64, 64",
-        ),
-        (
-            "layers.0.attention.qkv.weight",
-            (64, 64),
-            r"_q.weight', in '.*qkv.weight', as \[21, 64\], .* \[64, 64",
-        ),
-        (
-            "layers.0.attention.qkv.weight",
-            (),
-            r"to_q.weight', in '.*qkv.weight', as \[\], where .* \[64, 64\]",
-        ),
-        ("x_pad_token", (7, 64), r"'x_pad_token' as \[7, 64\], where .* \[1, 64\]"),
-        ("x_pad_token", (), r"'x_pad_token' as \[\], where .* \[1, 64\]"),
+        ("layers.0.attention.qkv.weight", (194, 64), r"to_v.*qkv.* as \[66, 64\], .* \[64, 64\]"),
+        ("layers.0.attention.qkv.weight", (64, 64), r"to_q.*qkv.* as \[21, 64\], .* \[64, 64\]"),
+        ("layers.0.attention.qkv.weight", (), r"to_q.*qkv.* as \[\], .* \[64, 64\]"),
+        ("x_pad_token", (7, 64), r"x_pad_token' as \[7, 64\], .* \[1, 64\]"),
     ],
 )
 def test_a_misshapen_tensor_is_named(

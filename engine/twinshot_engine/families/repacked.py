@@ -53,10 +53,9 @@ def rename(headers: Headers, patterns: Sequence[tuple[str, str]]) -> Headers:
 
 
 def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
-    """Give each of some equal blocks of rows a name of its own; no shape is refused here.
+    """Give each of some equal blocks of rows a name of its own.
 
-    Rows that do not divide are left to the last block, and what has none stays whole under each name, so that
-    neither has the shape that is expected of it.
+    The last block has all rows that are left, so that a wrong number gives a shape that will be refused.
 
     Args:
         headers: by name.
@@ -69,13 +68,10 @@ def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
         if not name.endswith(ending):
             split[name] = header
             continue
-        stem = name.removesuffix(ending)
-        if not header.shape:
-            split |= {stem + part: header for part in names}
-            continue
-        every, *inner = header.shape
+        every = header.shape[0] if header.shape else 0
         rows = every // len(names)
         for number, part in enumerate(names):
             start, end = number * rows, every if part == names[-1] else (number + 1) * rows
-            split[stem + part] = header._replace(shape=(end - start, *inner), rows=slice(start, end))
+            shape = (end - start, *header.shape[1:]) if header.shape else ()
+            split[name.removesuffix(ending) + part] = header._replace(shape=shape, rows=slice(start, end))
     return split

@@ -210,9 +210,7 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *,
     """Build the parts from their configs and compare them with the files' headers; nothing is allocated."""
     modes = [f"{each.mode}:{each}" for each in config.steps if isinstance(each, Steps) and each.mode]
     if modes and variant is _SPRINT:
-        raise CheckpointError(
-            f"steps {modes[0]!r} name a schedule, but SANA-Sprint has its own: name the count alone."
-        )
+        raise CheckpointError(f"steps {modes[0]!r}: SANA-Sprint has its own schedule; name the count alone.")
     stored = checkpoint.part("transformer", ignored=is_time)
     with torch.device("meta"):
         text = checkpoint.build("text_encoder", lambda config: Gemma2Encoder(read_config(config)))
@@ -289,7 +287,7 @@ def _load_tokenizer(checkpoint: Checkpoint, text: Gemma2Encoder) -> InstructedTo
     vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"'{checkpoint.home('tokenizer') / 'tokenizer'}' has {len(tokenizer)} tokens, "
+            f"'{checkpoint.home('tokenizer')}/tokenizer' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
     return instructed(tokenizer)

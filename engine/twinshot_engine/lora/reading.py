@@ -72,10 +72,8 @@ def find_lora(source: AdapterSource, stored: Headers, translate: Callable[[Heade
 def _check_pair(path: Path, headers: Headers, keys: Keys) -> None:
     for key in filter(None, (keys.down, keys.up, keys.alpha)):
         kind = headers[key].kind
-        if kind not in (READABLE if key != keys.alpha else (*READABLE, "I64", "I32")):
-            raise CheckpointError(
-                f"{quoted(path)} stores {key!r} as {kind}: an adapter must be in F32, F16 or BF16."
-            )
+        if kind not in READABLE and not (key == keys.alpha and kind == "I64"):
+            raise CheckpointError(f"{quoted(path)} stores {key!r} as {kind}: it must be F32, F16 or BF16.")
     if keys.alpha and math.prod(headers[keys.alpha].shape) != 1:
         raise CheckpointError(
             f"{quoted(path)} has {keys.alpha!r} of {list(headers[keys.alpha].shape)}: it must be one number."

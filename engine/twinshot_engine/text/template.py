@@ -25,8 +25,6 @@ _BEFORE = (
 )
 _BEHIND = "<|im_end|>\n<|im_start|>assistant\n"
 
-_SPECIAL = ("<|im_start|>", "<|im_end|>")
-
 
 @dataclass(slots=True)
 class TemplateTokenizer:
@@ -39,8 +37,7 @@ class TemplateTokenizer:
         constant: the tokens before every prompt that are dropped.
 
     Raises:
-        ValueError: the tokenizer is of another family: it makes several tokens of a special one, or fewer of
-            the system message than are dropped.
+        ValueError: the tokenizer splits special tokens, or makes fewer of the message than are dropped.
     """
 
     tokenizer: Tokenizer
@@ -50,11 +47,9 @@ class TemplateTokenizer:
     _rest: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        for special in _SPECIAL:
+        for special in ("<|im_start|>", "<|im_end|>"):
             if len(ids := self._tokenize(special)) != 1:
-                raise ValueError(
-                    f"it makes {len(ids)} tokens of {special!r}, which is one of Qwen's special tokens"
-                )
+                raise ValueError(f"it makes {len(ids)} tokens of {special!r}, which is one of Qwen's own")
         before = self._tokenize(_BEFORE)
         if len(before) < DROPPED_TOKENS:
             raise ValueError(
