@@ -323,7 +323,7 @@ WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     "nothing": ({}, "holds no LoRA"),
     "rank 0": (pair(torch.ones(0, 64)), r"A.weight' of \[0, 64\] and .*, which share no rank of 1 or more"),
     "integers": (pair(torch.ones(4, 64).char()), rf"'{MODULE}.lora_A.weight' as I8: it must be F32"),
-    "NaN": (pair(torch.full((4, 64), math.nan).bfloat16()), rf"or NaN in '{MODULE}.lora_A.weight'"),
+    "NaN": (pair(torch.full((4, 64), math.nan).bfloat16()), rf"NaN in '{MODULE}.lora_A.weight'"),
     "two alphas": (pair(torch.ones(4, 64), torch.ones(2)), rf"'{MODULE}.alpha' of \[2\]: .* be one number"),
     "infinite": (pair(torch.ones(4, 64), torch.tensor(math.inf)), rf"infinite .* in '{MODULE}.alpha'"),
 }

@@ -55,7 +55,7 @@ class Wanted:
 
 
 def _schedule(text: str) -> str:
-    """A count of steps that may name its schedule; the model says later whether it takes it."""
+    """A count of steps that may name its schedule; loading says if it fits."""
     if not re.fullmatch(r"((few|any|multi):)?[0-9]+", text):
         raise typer.BadParameter(f"{text!r} is not a whole number, nor such as any:4 or multi:30")
     return text

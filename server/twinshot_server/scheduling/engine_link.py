@@ -171,7 +171,7 @@ class EngineLink:
 
     def _restore_adapters(self) -> None:
         """Repeat what was loaded and unloaded in service, before the engine gets anything to draw."""
-        # What was loaded in service and unloaded is not there to be unloaded.
+        # One that was loaded and unloaded in service is not there.
         wanted = {name: source for name, source in self._sources.items() if source or name in self.adapters}
         for name, source in wanted.items():
             self._supervisor.send(ChangeAdapter(_RESTORING, name, source))
