@@ -177,14 +177,15 @@ class StoredPart:
 
     def _check_tensor(self, name: str, expected: tuple[int, ...]) -> None:
         header = self.headers[name]
+        told = repr(name) if header.key.endswith(name) else f"{name!r}, in {header.key!r},"
         if header.kind not in READABLE:
             raise CheckpointError(
-                f"{quoted(header.path)} stores {name!r} as {header.kind}, not as one of "
+                f"{quoted(header.path)} stores {told} as {header.kind}, not as one of "
                 f"{', '.join(READABLE)}: use a file in one of those."
             )
         if header.shape != expected:
             raise CheckpointError(
-                f"{quoted(header.path)} stores {name!r} as {list(header.shape)}, where its config says "
+                f"{quoted(header.path)} stores {told} as {list(header.shape)}, where its config says "
                 f"{list(expected)}: config and weights must be of one model."
             )
 

@@ -34,12 +34,15 @@ class StubSettings(BaseSettings):
     load_ms: float = Field(default=0.0, ge=0, description="Of loading.")
 
 
-def load_stub(_settings: Settings, progress: Progress) -> StubEngine:
+def load_stub(settings: Settings, progress: Progress) -> StubEngine:
     """The stub, as `Settings.engine` names it."""
     stub = StubSettings()
     progress("stub", 0.0)
     time.sleep(stub.load_ms / 1000)
-    return StubEngine(stub)
+    engine = StubEngine(stub)
+    for name, _, source in (text.partition("=") for text in settings.adapter):
+        engine.load_adapter(name, source)
+    return engine
 
 
 class StubEngine:

@@ -61,6 +61,7 @@ def test_a_random_seed_is_told(runner: CliRunner, fake_engine: Any) -> None:
         (["a", "--seed", "-1"], "greater than or equal to 0, not -1"),
         (["a", "--seed", "abc"], "'abc' is not a whole number"),
         (["a", "--steps", "1.5"], "'1.5' is not a whole number"),
+        (["a", "--steps", "some:4"], "'some:4' is not a whole number, nor such as any:4"),
         (["a", "--steps", "3"], "3 steps are not supported; supported: 1 to 2"),
         (["a", "--size", "12"], "is '12'; it must look like 256x256"),
         (["a", "--size", "512x512"], "supported: 64x32, 32x32"),

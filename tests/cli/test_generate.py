@@ -160,8 +160,10 @@ def test_graphs_are_captured_only_where_they_pay(
 ) -> None:
     loaded: list[Settings] = []
     monkeypatch.setattr(one_shot, "load_engine", lambda settings, _: loaded.append(settings) or fake_engine)
-    assert runner.invoke(app, ["generate", "a", "--size", "32x32", "--steps", "2", *options]).exit_code == 0
-    assert [(each.backend, each.sizes, each.steps) for each in loaded] == [(backend, "32x32", "2")]
+    arguments = ["generate", "a", "--size", "32x32", "--steps", "any:2", *options]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert [(each.backend, each.sizes, each.steps) for each in loaded] == [(backend, "32x32", "any:2")]
+    assert {request.steps for (request,) in fake_engine.batches} == {2}
 
 
 def test_pictures_are_shown_where_asked_for_and_never_with_json(runner: CliRunner) -> None:

@@ -1,6 +1,7 @@
 """Adapters: every way of storing one, against weights merged by the formula and written as a checkpoint."""
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -275,6 +276,13 @@ def test_a_failed_switch_is_made_good_by_the_next(
 
 
 MODULE = "transformer.layers.0.attention.to_q"
+
+
+def pair(down: Tensor, alpha: Tensor | None = None) -> dict[str, Tensor]:
+    made = {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": torch.ones(64, len(down))}
+    return made if alpha is None else made | {f"{MODULE}.alpha": alpha}
+
+
 WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     "half a pair": (
         {f"{MODULE}.lora_A.weight": torch.ones(4, 64)},
@@ -283,17 +291,14 @@ WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     "alpha alone": ({f"{MODULE}.alpha": torch.ones(())}, rf"'{MODULE}.alpha' but not the down"),
     "two ranks": (
         {f"{MODULE}.lora_A.weight": torch.ones(4, 64), f"{MODULE}.lora_B.weight": torch.ones(64, 8)},
-        r"to_q.lora_A.weight' of \[4, 64\] and .*to_q.lora_B.weight' of \[64, 8\], which share no rank",
+        r"to_q.lora_A.weight' of \[4, 64\] and .*to_q.lora_B.weight' of \[64, 8\], which share no rank of 1",
     ),
     "convolution": (
-        {
-            f"{MODULE}.lora_A.weight": torch.ones(4, 64, 3, 3),
-            f"{MODULE}.lora_B.weight": torch.ones(64, 4, 1, 1),
-        },
-        r"of \[4, 64, 3, 3\] and .* which share no rank: .* or of a 1x1 convolution",
+        pair(torch.ones(4, 64, 3, 3)),
+        r"of \[4, 64, 3, 3\] and .* which share no rank .* or of a 1x1 convolution",
     ),
     "another width": (
-        {f"{MODULE}.lora_A.weight": torch.ones(4, 96), f"{MODULE}.lora_B.weight": torch.ones(64, 4)},
+        pair(torch.ones(4, 96)),
         r"update of \[64, 96\] in .*to_q.lora_B.weight.* is \[64, 64\]: .* made for another model",
     ),
     "another family": (
@@ -316,6 +321,11 @@ WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
         "this transformer has no 'text_encoder.layers.0.self_attn.q_proj.weight'",
     ),
     "nothing": ({}, "holds no LoRA"),
+    "rank 0": (pair(torch.ones(0, 64)), r"A.weight' of \[0, 64\] and .*, which share no rank of 1 or more"),
+    "integers": (pair(torch.ones(4, 64).char()), rf"'{MODULE}.lora_A.weight' as I8: it must be F32"),
+    "NaN": (pair(torch.full((4, 64), math.nan).bfloat16()), rf"NaN in '{MODULE}.lora_A.weight'"),
+    "two alphas": (pair(torch.ones(4, 64), torch.ones(2)), rf"'{MODULE}.alpha' of \[2\]: .* be one number"),
+    "infinite": (pair(torch.ones(4, 64), torch.tensor(math.inf)), rf"infinite .* in '{MODULE}.alpha'"),
 }
 
 
@@ -341,6 +351,8 @@ def test_files_that_are_no_adapters_are_refused(tiny: Path, tmp_path: Path, pair
     (damaged / "adapter_config.json").write_text("{")
     dora = peft(tmp_path / "dora", pairs)
     (dora / "adapter_config.json").write_text('{"use_dora": true}')
+    endless = peft(tmp_path / "endless", pairs)
+    (endless / "adapter_config.json").write_text('{"lora_alpha": NaN}')
     header = diffusers(tmp_path / "header", pairs)
     save_file(load_file(header), header, metadata={"lora_adapter_metadata": "{"})
     for source, said in {
@@ -349,6 +361,7 @@ def test_files_that_are_no_adapters_are_refused(tiny: Path, tmp_path: Path, pair
         "empty": "holds 0 safetensors files",
         "damaged": "adapter_config.json' is not readable JSON",
         "dora": r"is a DoRA \(use_dora\), which cannot be read",
+        "endless": "adapter_config.json' has alphas that cannot be read: nan is not finite",
         "header": "unreadable lora_adapter_metadata",
         "nowhere": "There is no adapter '.*nowhere'",
     }.items():

@@ -137,6 +137,8 @@ def test_a_lone_sprint_is_not_taken_for_sana(tmp_path: Path) -> None:
     path = Path(copy(sprint / STORED, tmp_path / "alone.safetensors"))
     served, expected = load(path, base=str(sprint)), load(sprint)
     assert served.info.family == "SanaSprintPipeline"
+    with pytest.raises(CheckpointError, match="steps 'any:4': SANA-Sprint has its own"):
+        load(sprint, steps=(1, Steps(4, "any")))
     assert torch.equal(served.latents([REQUEST]), expected.latents([REQUEST]))
     with pytest.raises(CheckpointError, match=r"such as '.*/Sana_Sprint_1.6B_1024px_diffusers'"):
         load(path)

@@ -152,12 +152,16 @@ def test_prompts_stand_behind_what_is_dropped(tokenizer: PreTrainedTokenizerFast
         template.encode("x y z " * 1000)
 
 
-def test_a_tokenizer_of_too_few_tokens_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    def short(_text: str, **_options: Any) -> dict[str, list[int]]:
-        return {"input_ids": [1, 2, 3]}
-
-    with pytest.raises(ValueError, match="makes 3 tokens of the system message; at least 34"):
-        TemplateTokenizer(short, BUCKETS)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([1, 2, 3], r"3 tokens of '<\|im_start\|>'"),
+        ([1], "1 tokens of the system message; at least 34"),
+    ],
+)
+def test_a_tokenizer_of_another_family_is_refused(ids: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=f"makes {said}"):
+        TemplateTokenizer(lambda _text, **_options: {"input_ids": ids}, BUCKETS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model.language_model.", "language_model.model.", ""])

@@ -150,6 +150,31 @@ def test_every_form_is_the_same_transformer(
     assert (loaded.info.name, loaded.info.family) == ("sd3.5_medium", "StableDiffusion3Pipeline")
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("joint_blocks.0.x_block.attn.qkv.weight", (97, 32)),
+        ("joint_blocks.0.context_block.attn.qkv.bias", ()),
+        ("final_layer.adaLN_modulation.1.bias", ()),
+    ],
+)
+def test_a_misshapen_tensor_is_named(
+    folder: Path, weights: Weights, tmp_path: Path, key: str, shape: tuple[int, ...]
+) -> None:
+    save_file(as_original(weights) | {key: torch.zeros(shape)}, tmp_path / "file.safetensors")
+    said = r"\[33, 32\], where .* \[32, 32\]" if shape else r"\[\], where .* \[\d+\]"
+    with pytest.raises(CheckpointError, match=f"file.safetensors' stores '.*', in '{key}', as {said}"):
+        load(tmp_path / "file.safetensors", folder)
+
+
+def test_a_lora_with_rows_too_many_is_refused(folder: Path, tmp_path: Path) -> None:
+    factors = {"A": torch.ones(RANK, 32), "B": torch.ones(97, RANK)}
+    stem, path = "joint_blocks.0.x_block.attn.qkv.lora", tmp_path / "lora.safetensors"
+    save_file({f"{stem}_{name}.weight": factor for name, factor in factors.items()}, path)
+    with pytest.raises(CheckpointError, match=rf"update of \[33, 32\] in '{stem}_B.weight' and"):
+        load(folder, None, str(path))
+
+
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 def test_gguf_files_are_of_the_original_names(
     folder: Path, weights: Weights, expected: Tensor, tmp_path: Path, kind: str

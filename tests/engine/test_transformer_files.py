@@ -84,6 +84,23 @@ def test_every_form_is_the_same_transformer(
     assert (loaded.info.name, loaded.info.family) == ("z-image-turbo", "ZImagePipeline")
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "said"),
+    [
+        ("layers.0.attention.qkv.weight", (194, 64), r"to_v.*qkv.* as \[66, 64\], .* \[64, 64\]"),
+        ("layers.0.attention.qkv.weight", (64, 64), r"to_q.*qkv.* as \[21, 64\], .* \[64, 64\]"),
+        ("layers.0.attention.qkv.weight", (), r"to_q.*qkv.* as \[\], .* \[64, 64\]"),
+        ("x_pad_token", (7, 64), r"x_pad_token' as \[7, 64\], .* \[1, 64\]"),
+    ],
+)
+def test_a_misshapen_tensor_is_named(
+    weights: Weights, tiny: Path, tmp_path: Path, key: str, shape: tuple[int, ...], said: str
+) -> None:
+    save_file(as_comfy(weights) | {key: torch.zeros(shape)}, tmp_path / "file.safetensors")
+    with pytest.raises(CheckpointError, match=f"file.safetensors' stores .*{said}"):
+        load(tmp_path / "file.safetensors", tiny)
+
+
 def test_a_folder_of_shards_is_a_transformer_too(tiny: Path, tmp_path: Path, engine: Engine) -> None:
     folder = tmp_path / "repacked"
     shutil.copytree(tiny / "transformer", folder)

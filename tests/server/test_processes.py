@@ -70,17 +70,23 @@ def test_an_engine_that_hangs_is_noticed_and_replaced(server: Server) -> None:
 
 
 def test_a_restarted_engine_has_its_adapters_again(tmp_path: Path) -> None:
-    with running(tmp_path, *STUB, TWINSHOT_ADMIN_KEY="operators-secret", **FAST) as server:
+    adapters = {"TWINSHOT_ADAPTER": "fast=/y", "TWINSHOT_ADMIN_KEY": "operators-secret"}
+    with running(tmp_path, *STUB, **adapters, **FAST) as server:
         operator = {"Authorization": "Bearer operators-secret"}
         url = f"{server.url}/admin/adapters"
         assert httpx2.put(f"{url}/ink", json={"source": "/x"}, headers=operator).status_code == 200
         inked = server.post(seed=7, adapter="ink").content
+        assert httpx2.put(f"{url}/guest", json={"source": "/z"}, headers=operator).status_code == 200
+        for name in ("fast", "guest"):
+            assert httpx2.delete(f"{url}/{name}", headers=operator).status_code == 200
         server.kill_child("engine")
         eventually(lambda: server.metric('twinshot_engine_restarts_total{reason="exit"}') == 1)
         eventually(lambda: server.health() == 200)
         assert httpx2.get(url, headers=operator).json() == {"adapters": ["ink"]}
         eventually(lambda: server.post(seed=7, adapter="ink").content == inked)
+        assert server.post(adapter="fast").status_code == 422
         assert httpx2.delete(f"{url}/ink", headers=operator).json() == {"adapters": []}
+    assert "adapter not restored" not in server.log.read_text()
 
 
 def test_children_do_not_know_the_keys(tmp_path: Path) -> None:

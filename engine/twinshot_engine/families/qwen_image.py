@@ -242,13 +242,15 @@ def _load_tokenizer(checkpoint: Checkpoint, text: Qwen25VLEncoder) -> TemplateTo
     vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"'{checkpoint.folder / 'tokenizer'}' has {len(tokenizer)} tokens, "
+            f"'{checkpoint.home('tokenizer')}/tokenizer' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
     try:
         return TemplateTokenizer(tokenizer, BUCKETS)
     except ValueError as error:
-        raise CheckpointError(f"'{checkpoint.folder / 'tokenizer'}' cannot be used: {error}.") from error
+        raise CheckpointError(
+            f"'{checkpoint.home('tokenizer')}/tokenizer' cannot be used: {error}."
+        ) from error
 
 
 def _workspace(sizes: DualStreamConfig, vae: QwenImageVAEConfig, card: Card, config: EngineConfig) -> int:

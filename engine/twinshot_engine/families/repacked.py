@@ -55,6 +55,8 @@ def rename(headers: Headers, patterns: Sequence[tuple[str, str]]) -> Headers:
 def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
     """Give each of some equal blocks of rows a name of its own.
 
+    The last block has all rows that are left, so that a wrong number gives a shape that will be refused.
+
     Args:
         headers: by name.
         ending: of the names of fused tensors.
@@ -66,9 +68,10 @@ def split_rows(headers: Headers, ending: str, parts: Iterable[str]) -> Headers:
         if not name.endswith(ending):
             split[name] = header
             continue
-        rows = header.shape[0] // len(names)
+        every = header.shape[0] if header.shape else 0
+        rows = every // len(names)
         for number, part in enumerate(names):
-            split[name.removesuffix(ending) + part] = header._replace(
-                shape=(rows, *header.shape[1:]), rows=slice(number * rows, (number + 1) * rows)
-            )
+            start, end = number * rows, every if part == names[-1] else (number + 1) * rows
+            shape = (end - start, *header.shape[1:]) if header.shape else ()
+            split[name.removesuffix(ending) + part] = header._replace(shape=shape, rows=slice(start, end))
     return split

@@ -38,7 +38,7 @@ from twinshot_engine.memory import (
     workspace_bytes,
 )
 from twinshot_engine.precision import quantize_projections
-from twinshot_engine.schedule import Schedule, advance, schedule_for, trigonometric
+from twinshot_engine.schedule import Schedule, Steps, advance, schedule_for, trigonometric
 from twinshot_engine.text import Caption
 from twinshot_engine.text.gemma2 import Gemma2Encoder, build_model, encoder_slots, read_config
 from twinshot_engine.text.instruction import InstructedTokenizer, instructed
@@ -208,6 +208,9 @@ def place(text: Gemma2Encoder, transformer: nn.Module, placement: Placement) -> 
 
 def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement, *, variant: _Variant) -> _Found:
     """Build the parts from their configs and compare them with the files' headers; nothing is allocated."""
+    modes = [f"{each.mode}:{each}" for each in config.steps if isinstance(each, Steps) and each.mode]
+    if modes and variant is _SPRINT:
+        raise CheckpointError(f"steps {modes[0]!r}: SANA-Sprint has its own schedule; name the count alone.")
     stored = checkpoint.part("transformer", ignored=is_time)
     with torch.device("meta"):
         text = checkpoint.build("text_encoder", lambda config: Gemma2Encoder(read_config(config)))
@@ -284,7 +287,7 @@ def _load_tokenizer(checkpoint: Checkpoint, text: Gemma2Encoder) -> InstructedTo
     vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"'{checkpoint.folder / 'tokenizer'}' has {len(tokenizer)} tokens, "
+            f"'{checkpoint.home('tokenizer')}/tokenizer' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
     return instructed(tokenizer)

@@ -67,7 +67,7 @@ def _in_order(name: str, header: Header, headers: Headers) -> Header:
     if _ADA_LN not in name:
         return header
     weight = headers.get(f"{name.rpartition('.')[0]}.weight", header).shape
-    ends = len(weight) == 2 and weight[0] == 2 * weight[1]
+    ends = header.shape and len(weight) == 2 and weight[0] == 2 * weight[1]
     return header._replace(turned=header.shape[0] // 2) if ends else header
 
 

@@ -184,11 +184,11 @@ def _load_tokenizer(checkpoint: Checkpoint, text: JointEncoders) -> JointTokeniz
     for (name, size), tokenizer in zip(sizes.items(), loaded, strict=True):
         if len(tokenizer) > size:
             raise CheckpointError(
-                f"'{checkpoint.folder / name}' has {len(tokenizer)} tokens, "
+                f"'{checkpoint.home(name) / name}' has {len(tokenizer)} tokens, "
                 f"more than the {size} of its text encoder."
             )
         if tokenizer.pad_token_id is None:
-            raise CheckpointError(f"'{checkpoint.folder / name}' has no padding token.")
+            raise CheckpointError(f"'{checkpoint.home(name) / name}' has no padding token.")
     positions = [each.config.max_position_embeddings for each in (text.first, text.second)]
     length = min(loaded[0].model_max_length, *positions)
     return JointTokenizer(tuple(loaded[:2]), loaded[2] if text.t5 else None, length, T5_TOKENS)

@@ -210,7 +210,7 @@ def _load_tokenizer(
     vocabulary = text.config.vocab_size
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"'{checkpoint.folder / 'tokenizer'}' has {len(tokenizer)} tokens, "
+            f"'{checkpoint.home('tokenizer')}/tokenizer' has {len(tokenizer)} tokens, "
             f"more than the {vocabulary} of the text encoder."
         )
     most = min(tokenizer.model_max_length, MOST_PROMPT_TOKENS, transformer.config.max_caption_tokens)

@@ -25,7 +25,8 @@ def translate(headers: Headers) -> Headers:
 
 def _as_stored(name: str, header: Header) -> Header:
     """Some files store the pad tokens without their first axis of 1."""
-    return header._replace(shape=(1, *header.shape[-1:])) if name in _PAD_TOKENS else header
+    flat = name in _PAD_TOKENS and len(header.shape) == 1
+    return header._replace(shape=(1, *header.shape)) if flat else header
 
 
 Z_IMAGE_REPACK = Repack(

@@ -57,13 +57,19 @@ def read_config(path: Path) -> LoraConfig:
         raise CheckpointError(f"{quoted(path)} is a DoRA (use_dora), which cannot be read: a plain LoRA can.")
     try:
         alpha = fields.get("lora_alpha")
-        pattern = {str(key): float(value) for key, value in (fields.get("alpha_pattern") or {}).items()}
-        config = LoraConfig(alpha and float(alpha), pattern, bool(fields.get("use_rslora")))
+        pattern = {str(key): _finite(value) for key, value in (fields.get("alpha_pattern") or {}).items()}
+        config = LoraConfig(alpha and _finite(alpha), pattern, bool(fields.get("use_rslora")))
         config.scale("", 1, None)  # so that patterns that are none are found here
     except (AttributeError, TypeError, ValueError, re.error) as error:
         where = beside if beside.is_file() else path
         raise CheckpointError(f"{quoted(where)} has alphas that cannot be read: {error}.") from error
     return config
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{number} is not finite")
+    return number
 
 
 def _read_header(path: Path) -> dict[str, Any]:

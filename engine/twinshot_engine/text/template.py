@@ -37,7 +37,7 @@ class TemplateTokenizer:
         constant: the tokens before every prompt that are dropped.
 
     Raises:
-        ValueError: the tokenizer makes fewer tokens of the system message than are dropped.
+        ValueError: the tokenizer splits special tokens, or makes fewer of the message than are dropped.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +47,9 @@ class TemplateTokenizer:
     _rest: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        for special in ("<|im_start|>", "<|im_end|>"):
+            if len(ids := self._tokenize(special)) != 1:
+                raise ValueError(f"it makes {len(ids)} tokens of {special!r}, which is one of Qwen's own")
         before = self._tokenize(_BEFORE)
         if len(before) < DROPPED_TOKENS:
             raise ValueError(

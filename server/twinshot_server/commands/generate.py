@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,13 @@ class Wanted:
     as_json: bool
 
 
+def _schedule(text: str) -> str:
+    """A count of steps that may name its schedule; loading says if it fits."""
+    if not re.fullmatch(r"((few|any|multi):)?[0-9]+", text):
+        raise typer.BadParameter(f"{text!r} is not a whole number, nor such as any:4 or multi:30")
+    return text
+
+
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to draw, in words; one or more.")] = None,
     file: Annotated[
@@ -87,7 +95,14 @@ def generate(
     size: Annotated[
         str | None, typer.Option(help="Such as 256x256; the model's own size if not given.")
     ] = None,
-    steps: Annotated[int, number("--steps", text="Forward passes: more is slower.")] = 1,
+    steps: Annotated[
+        str,
+        typer.Option(
+            parser=_schedule,
+            metavar="<steps>",
+            help="Forward passes: more is slower. any:4 and multi:30 name their schedules.",
+        ),
+    ] = "1",
     guidance: Annotated[
         float,
         typer.Option(help="How strongly each of 16 or more steps follows the prompt, for twice the time."),
@@ -128,7 +143,8 @@ def generate(
     with one_sentence_errors(), Bar() as bar:
         texts = [*(prompts or []), *_read_prompts(file)]
         chosen = format_for(output, image_format)
-        fields = {"n": count, "seed": seed, "size": size, "steps": steps, "format": chosen}
+        passes = int(steps.rpartition(":")[2])
+        fields = {"n": count, "seed": seed, "size": size, "steps": passes, "format": chosen}
         bodies = list(_bodies(texts, {**fields, "guidance": guidance, "quality": quality}))
         total = count * len(bodies)
         if open_it and total > 1 and not grid:
@@ -150,7 +166,7 @@ def generate(
             fallback=fallback,
             threads=threads,
             sizes=size or "",
-            steps=str(steps),
+            steps=steps,
         )
         _draw(settings, bodies, wanted, bar)
     if open_it and typer.launch(str(output)) != 0:

@@ -68,8 +68,8 @@ class EngineLink:
         self._supervisor = Supervisor(name, spawn, self, restarts)
         self._clock = StartClock()
         self._calls: dict[int, asyncio.Future[Answered]] = {}
-        self._sources: dict[str, str] = {}
-        """Of the adapters that were loaded in service, which an engine that restarts gets again."""
+        self._sources: dict[str, str | None] = {}
+        """Of the adapters that were loaded in service, or None of those unloaded, for one that restarts."""
         self._watchdog: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -126,9 +126,7 @@ class EngineLink:
         """Load or unload an adapter. Raises InvalidRequestError or EngineLostError."""
         answer = await self._call(lambda call: ChangeAdapter(call, name, source))
         self.adapters = answer.adapters
-        self._sources.pop(name, None)
-        if source is not None:
-            self._sources[name] = source
+        self._sources[name] = source
 
     async def _call(self, message: Any) -> Answered:
         if self.state != "ready":
@@ -172,10 +170,13 @@ class EngineLink:
         return False
 
     def _restore_adapters(self) -> None:
-        """Load again what was loaded in service, before the engine gets anything to draw."""
-        for name, source in self._sources.items():
+        """Repeat what was loaded and unloaded in service, before the engine gets anything to draw."""
+        # One that was loaded and unloaded in service is not there.
+        wanted = {name: source for name, source in self._sources.items() if source or name in self.adapters}
+        for name, source in wanted.items():
             self._supervisor.send(ChangeAdapter(_RESTORING, name, source))
-        self.adapters = tuple(dict.fromkeys((*self.adapters, *self._sources)))
+        names = dict.fromkeys((*self.adapters, *wanted))
+        self.adapters = tuple(name for name in names if wanted.get(name, ...) is not None)
 
     def _take_answer(self, call: int, answer: Answered) -> None:
         if call == _RESTORING:
