@@ -171,7 +171,7 @@ def check_checkpoint(settings: Settings) -> Iterator[Finding]:
     if found.need is None or found.free_bytes is None:
         yield Finding("memory", Status.NOTE, f"{in_words(found.free_bytes)} free on {found.device}")
         return
-    enough = found.need.total <= found.free_bytes
+    enough = found.shortage is None
     yield Finding(
         "memory",
         Status.OK if enough else Status.FAULT,

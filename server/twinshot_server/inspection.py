@@ -18,7 +18,7 @@ from twinshot_engine.lora import find_lora
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
 from twinshot_server.loading import engine_config
-from twinshot_server.machine import device_name, free_bytes
+from twinshot_server.machine import device_name, free_bytes, in_words
 from twinshot_server.settings import Settings
 
 PRECISIONS = ("fp32", "bf16", "fp8")
@@ -28,13 +28,14 @@ _UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of the checkpoint; `problem` is a sentence if it cannot be read."""
+    """A part of the checkpoint, or of its base; `problem` is a sentence if it cannot be read."""
 
     name: str
     parameters: int = 0
     bytes: int = 0
     files: int = 0
     formats: tuple[str, ...] = ()
+    from_base: bool = False
     problem: str | None = None
 
 
@@ -68,7 +69,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of a checkpoint; `problems` are what keeps it from being served, a sentence each."""
+    """What is known of a checkpoint; `problems` are what is wrong with it, a sentence each."""
 
     reference: str
     folder: str
@@ -90,9 +91,25 @@ class Inspection:
         """What the chosen precision takes, if it can be told."""
         return next((each for each in self.needs if each.chosen and not each.problem), None)
 
+    @property
+    def shortage(self) -> str | None:
+        """A sentence if the chosen precision needs more memory than is free."""
+        need = self.need
+        if need is None or self.free_bytes is None or need.total <= self.free_bytes:
+            return None
+        return (
+            f"{in_words(need.total)} are needed in {need.precision}, but {in_words(self.free_bytes)} are "
+            f"free on {self.device}: choose a lower --precision or fewer --sizes, or free memory."
+        )
+
+    @property
+    def faults(self) -> list[str]:
+        """All that keeps it from being served here: problems, and a shortage of memory."""
+        return [*self.problems, *filter(None, [self.shortage])]
+
     def facts(self) -> dict[str, object]:
         """What `--json` prints."""
-        return asdict(self)
+        return asdict(self) | {"problems": self.faults}
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -148,10 +165,15 @@ def _look(checkpoint: Checkpoint, name: str) -> Part:
     try:
         if name.startswith("tokenizer"):
             # Whether it needs a chat template, its family says.
-            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer(name, chat=False))} tokens",))
-        return _measure(name, checkpoint.part(name))
+            tokens = len(checkpoint.tokenizer(name, chat=False))
+            part, place = Part(name, files=1, formats=(f"{tokens} tokens",)), checkpoint.home(name) / name
+        else:
+            stored = checkpoint.part(name)
+            part, place = _measure(name, stored), stored.folder
     except CheckpointError as error:
         return Part(name, problem=str(error))
+    own = checkpoint.folder, checkpoint.folder / name
+    return replace(part, from_base=checkpoint.base is not None and place not in own)
 
 
 def _look_at_adapter(checkpoint: Checkpoint, text: str) -> Adapter:

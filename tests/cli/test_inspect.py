@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_memory_is_told_for_every_precision() -> None:
     assert needs["fp32"]["problem"] is None
 
 
-def test_a_published_size_needs_no_files() -> None:
+def test_a_published_size_needs_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)  # and as many bytes as there are
     found = inspect("random:z-image", "--precision", "bf16", "--sizes", "512x512")
     parts = {part["name"]: part["parameters"] for part in found["parts"]}
     assert parts["transformer"] == pytest.approx(6.15e9, rel=0.01)
@@ -125,6 +127,8 @@ def test_a_transformer_alone_tells_what_it_lacks(tmp_path: Path) -> None:
         assert f"name a base (--base) that {part!r} comes from" in parts[part]["problem"]
     whole = inspect(str(path), "--base", str(BUILTIN_FOLDER))
     assert (whole["problems"], whole["needs"]) == ([], inspect()["needs"])
+    theirs = {part["name"] for part in whole["parts"] if part["from_base"]}
+    assert theirs == {"text_encoder", "tokenizer", "vae"}
 
 
 def test_adapters_are_held_against_the_transformer(tmp_path: Path) -> None:
@@ -187,10 +191,16 @@ def test_people_read_tables(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert rows["transformer"][1:3] == ["16.5", "M"]
     assert (rows["fp32"][1], rows["fp32"][-3:]) == ("(chosen)", ["does", "not", "fit"])
+    said = r"Problem: [\d.]+ MB are needed in fp32, but 340.0 MB are free on CPU: choose a lower --precision"
+    assert re.match(said, text.splitlines()[-1])
+    (problem,) = inspect(code=1)["problems"]
+    assert problem in text
     assert rows["bf16"][-1] == "fit" or rows["bf16"][-1] == "fits"
     assert rows["fp8"][-3:] == ["not", "possible", "here"]
     assert "CPU, 340.0 MB free" in text
-    assert text.rstrip().endswith("Nothing is missing.")
+    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)
+    fits = CliRunner().invoke(app, ["inspect", "--device", "cpu"])
+    assert (fits.exit_code, fits.stdout.splitlines()[-1]) == (0, "Nothing is missing.")
     shutil.rmtree(copy / "tokenizer")
     damaged = CliRunner().invoke(app, ["inspect", str(copy)]).stdout
     assert "cannot be read" in damaged
