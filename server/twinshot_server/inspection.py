@@ -212,7 +212,7 @@ def _plan_all(
             if is_chosen:
                 problems.append(f"{error}.")
         except CheckpointError as error:
-            problems.append(str(error))
+            problems.extend(map(str, error.args))
             return [], None
         else:
             weights = sum(planned.weight_bytes.values())

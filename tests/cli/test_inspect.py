@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -112,8 +113,11 @@ def test_everything_that_is_missing_is_told_at_once(copy: Path) -> None:
 def test_parts_that_do_not_fit_their_config_are_told(copy: Path) -> None:
     config = copy / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layers": 99}))
-    (problem,) = inspect(str(copy), code=1)["problems"]
-    assert "lacks 'layers." in problem
+    vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    save_torch(load_file(vae) | {"surprise": torch.ones(1)}, vae)
+    first, second = inspect(str(copy), code=1)["problems"]
+    assert "lacks 'layers." in first
+    assert f"'{vae}' has unknown parameters: 'surprise'" in second
 
 
 def test_a_transformer_alone_tells_what_it_lacks(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
         (["nowhere"], "There is no folder or file 'nowhere'"),
         (
             ["org/not-cached"],
-            "nothing is downloaded here (HF_HUB_OFFLINE): fetch it with 'twinshot generate'",
+            "(HF_HUB_OFFLINE): fetch it with 'twinshot generate' or 'twinshot serve' and that variable unset",
         ),
         (["--precision", "fp8", "--device", "cpu"], "fp8 needs a GPU"),
         (["--device", "tpu"], "device 'tpu' is not"),

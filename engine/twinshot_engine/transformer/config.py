@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 TIME_CHANNELS = 256
 """Most channels a time embedding has; narrower models use their own width."""
 
@@ -43,6 +45,7 @@ class SingleStreamConfig:
     second_time_embedder: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         if len(self.all_patch_size) != 1 or self.all_f_patch_size != (1,):
             raise ValueError(
                 f"all_patch_size {self.all_patch_size} with all_f_patch_size {self.all_f_patch_size} is not "

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 TIME_FREQUENCIES = 256
 """Channels of the sinusoid of a time."""
 
@@ -45,6 +47,7 @@ class DualStreamConfig:
     second_time_embedder: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         axes = self.axes_dims_rope
         if len(axes) != 3 or any(d % 2 for d in axes) or sum(axes) != self.attention_head_dim:
             raise ValueError(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 
 @dataclass(frozen=True)
 class JointConfig:
@@ -32,6 +34,7 @@ class JointConfig:
     second_time_embedder: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.qk_norm != "rms_norm":
             raise ValueError(f"qk_norm {self.qk_norm!r} is not supported: 'rms_norm' is")
         if self.out_channels not in (None, self.in_channels):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 
 @dataclass(frozen=True)
 class LinearAttentionConfig:
@@ -40,6 +42,7 @@ class LinearAttentionConfig:
     second_time_embedder: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, supported in _SUPPORTED.items():
             if getattr(self, name) not in supported:
                 accepted = " or ".join(map(repr, supported))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 BLOCKS = ("ResBlock", "EfficientViTBlock")
 LAST_ACTIVATIONS = ("relu", "silu")
 
@@ -34,6 +36,7 @@ class DeepCompressionConfig:
     scaling_factor: float
 
     def __post_init__(self) -> None:
+        check_types(self)
         levels = len(self.block_out_channels)
         for name in ("block_types", "layers_per_block", "qkv_multiscales"):
             if len(getattr(self, name)) != levels:
@@ -67,25 +70,31 @@ class DeepCompressionConfig:
             ValueError: a value is not supported.
         """
         values = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
-        widths = tuple(values["decoder_block_out_channels"])
+        widths = _tuples(values["decoder_block_out_channels"])
+        levels = len(widths) if isinstance(widths, tuple) else 0
         for key, supported in (("norm_types", "rms_norm"), ("act_fns", "silu")):
             given = values[f"decoder_{key}"]
-            if set([given] if isinstance(given, str) else given) != {supported}:
+            if set(given if isinstance(given, list) else [given]) != {supported}:
                 raise ValueError(f"decoder_{key} {given!r} is not supported: {supported!r} is")
         kinds = values["decoder_block_types"]
         return cls(
             in_channels=values["in_channels"],
             latent_channels=values["latent_channels"],
             attention_head_dim=values["attention_head_dim"],
-            block_types=(kinds,) * len(widths) if isinstance(kinds, str) else tuple(kinds),
+            block_types=(kinds,) * levels if isinstance(kinds, str) else _tuples(kinds),
             block_out_channels=widths,
-            layers_per_block=tuple(values["decoder_layers_per_block"]),
-            qkv_multiscales=tuple(tuple(scales) for scales in values["decoder_qkv_multiscales"]),
+            layers_per_block=_tuples(values["decoder_layers_per_block"]),
+            qkv_multiscales=_tuples(values["decoder_qkv_multiscales"]),
             interpolate=_interpolates(values["upsample_block_type"]),
             in_shortcut=values["decoder_in_shortcut"],
             conv_act_fn=values["decoder_conv_act_fn"],
             scaling_factor=values["scaling_factor"],
         )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists and those in them as tuples, all else as it is."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _interpolates(kind: str) -> bool:

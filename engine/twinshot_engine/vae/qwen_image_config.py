@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import check_types
+
 # fmt: off
 _MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -39,6 +41,7 @@ class QwenImageVAEConfig:
     latents_std: tuple[float, ...] = _STD
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("latents_mean", "latents_std"):
             if len(values := getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name} has {len(values)} values, not the {self.z_dim} of z_dim")
