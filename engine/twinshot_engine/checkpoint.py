@@ -24,10 +24,10 @@ TRANSFORMER = "transformer"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "miniature"
 
 _TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model")
-"""What a tokenizer's words lie in: one for transformers' fast ones, and those that it converts."""
+"""Files of a tokenizer's words, of which it needs one."""
 
 _MOST_LAYERS = 1000
-"""So many make a module within seconds; published models have less than a tenth."""
+"""So many are built within seconds."""
 
 _Built = TypeVar("_Built")
 
@@ -150,9 +150,7 @@ class Checkpoint:
 
 
 def _check_layers(config: Mapping[str, Any]) -> None:
-    """Refuse what would take minutes to build before weights show that it is not so; raises ValueError."""
+    """Raise ValueError for what would take minutes to build."""
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            _check_layers(value)
-        elif ("layers" in key or "blocks" in key) and isinstance(value, int) and value > _MOST_LAYERS:
+        if ("layers" in key or "blocks" in key) and isinstance(value, int) and value > _MOST_LAYERS:
             raise ValueError(f"{key} {value} is not supported: up to {_MOST_LAYERS} are")

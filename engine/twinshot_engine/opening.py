@@ -24,7 +24,7 @@ from twinshot_engine.transformer_file import TransformerFile
 from twinshot_engine.weights import StoredPart
 
 _PART = re.compile(r"(text_encoder|tokenizer|transformer|vae)(_\d)?")
-"""What parts' folders are called in every family."""
+"""Parts' folders."""
 
 
 def find_checkpoint(
@@ -94,19 +94,16 @@ def _open_folder(folder: Path, reference: str, base: str | None) -> Checkpoint:
 
 
 def _parts_in(folder: Path) -> set[str]:
-    """The names of the parts whose folders are there."""
     return {path.name for path in folder.iterdir() if path.is_dir() and _PART.fullmatch(path.name)}
 
 
 def _only_file(folder: Path) -> Path:
-    """The only file of weights in a folder that is not in diffusers' layout."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if len(files) != 1:
         names = [path.name for path in files] or sorted(path.name for path in folder.iterdir())
         raise CheckpointError(
-            f"{quoted(folder)} has neither {INDEX} nor a part's folder nor one file of a transformer, but "
-            f"{listed(names) or 'nothing'}: name a folder in diffusers' layout, or a file that ends in "
-            f"{' or '.join(SUFFIXES)}."
+            f"{quoted(folder)} has no {INDEX}, part's folder or only file of a transformer, but "
+            f"{listed(names) or 'nothing'}: name a folder in diffusers' layout, or a transformer's file."
         )
     return files[0]
 
@@ -128,8 +125,8 @@ def _complete(checkpoint: Checkpoint, base: str | None) -> Checkpoint:
     present = _parts_in(checkpoint.folder)
     if not present:
         raise CheckpointError(
-            f"{quoted(checkpoint.folder)} has no part's folder: all would be the base's. Name a folder or "
-            "file that holds a part, or the base alone."
+            f"{quoted(checkpoint.folder)} has no part's folder, so all would be the base's: name a "
+            "folder that has one, or the base alone."
         )
     supplied = find_base(base, present)
     if (checkpoint.folder / INDEX).is_file() and checkpoint.family != supplied.family:

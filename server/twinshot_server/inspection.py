@@ -92,20 +92,21 @@ class Inspection:
         return next((each for each in self.needs if each.chosen and not each.problem), None)
 
     @property
-    def shortage(self) -> str | None:
-        """A sentence if the chosen precision needs more memory than is free."""
-        need = self.need
-        if need is None or self.free_bytes is None or need.total <= self.free_bytes:
-            return None
-        return (
-            f"{in_words(need.total)} are needed in {need.precision}, but {in_words(self.free_bytes)} are "
-            f"free on {self.device}: choose a lower --precision or fewer --sizes, or free memory."
-        )
+    def memory(self) -> str:
+        """What the chosen precision needs, and what is free."""
+        needed = f"{in_words(self.need.total)} needed in {self.need.precision}, " if self.need else ""
+        return f"{needed}{in_words(self.free_bytes)} free on {self.device}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is enough, or not known."""
+        return self.need is None or self.free_bytes is None or self.need.total <= self.free_bytes
 
     @property
     def faults(self) -> list[str]:
-        """All that keeps it from being served here: problems, and a shortage of memory."""
-        return [*self.problems, *filter(None, [self.shortage])]
+        """Problems, and a shortage of memory."""
+        remedy = "choose a lower --precision or fewer --sizes, or free memory"
+        return self.problems if self.fits else [*self.problems, f"{self.memory}: {remedy}."]
 
     def facts(self) -> dict[str, object]:
         """What `--json` prints."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_memory_is_told_for_every_precision() -> None:
 
 
 def test_a_published_size_needs_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)  # and as many bytes as there are
+    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)
     found = inspect("random:z-image", "--precision", "bf16", "--sizes", "512x512")
     parts = {part["name"]: part["parameters"] for part in found["parts"]}
     assert parts["transformer"] == pytest.approx(6.15e9, rel=0.01)
@@ -195,16 +194,15 @@ def test_people_read_tables(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert rows["transformer"][1:3] == ["16.5", "M"]
     assert (rows["fp32"][1], rows["fp32"][-3:]) == ("(chosen)", ["does", "not", "fit"])
-    said = r"Problem: [\d.]+ MB are needed in fp32, but 340.0 MB are free on CPU: choose a lower --precision"
-    assert re.match(said, text.splitlines()[-1])
     (problem,) = inspect(code=1)["problems"]
-    assert problem in text
+    assert "MB needed in fp32, 340.0 MB free on CPU: choose" in problem
+    assert text.rstrip().endswith(f"Problem: {problem}")
     assert rows["bf16"][-1] == "fit" or rows["bf16"][-1] == "fits"
     assert rows["fp8"][-3:] == ["not", "possible", "here"]
     assert "CPU, 340.0 MB free" in text
     monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)
-    fits = CliRunner().invoke(app, ["inspect", "--device", "cpu"])
-    assert (fits.exit_code, fits.stdout.splitlines()[-1]) == (0, "Nothing is missing.")
+    text = CliRunner().invoke(app, ["inspect", "--device", "cpu"]).stdout
+    assert text.rstrip().endswith("Nothing is missing.")
     shutil.rmtree(copy / "tokenizer")
     damaged = CliRunner().invoke(app, ["inspect", str(copy)]).stdout
     assert "cannot be read" in damaged

@@ -40,11 +40,7 @@ class Part:
 
 
 def check_parts(parts: Iterable[Part]) -> None:
-    """Compare headers and module of each part.
-
-    Raises:
-        CheckpointError: with a sentence for each part at fault.
-    """
+    """Compare headers and module of each part; raises one CheckpointError of all faults."""
     faults: list[object] = []
     for part in parts:
         try:

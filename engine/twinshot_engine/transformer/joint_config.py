@@ -1,10 +1,10 @@
 """Shape of a joint transformer, read from diffusers' ``SD3Transformer2DModel`` config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from twinshot_engine.config_types import check_types
+from twinshot_engine.config_types import read_fields
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class JointConfig:
     second_time_embedder: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self)
         if self.qk_norm != "rms_norm":
             raise ValueError(f"qk_norm {self.qk_norm!r} is not supported: 'rms_norm' is")
         if self.out_channels not in (None, self.in_channels):
@@ -61,9 +60,5 @@ class JointConfig:
         Raises:
             ValueError: a key is unknown or a value unsupported.
         """
-        known = {field.name for field in fields(cls)}
         given = {key: value for key, value in config.items() if not key.startswith("_")}
-        if unknown := sorted(given.keys() - known):
-            raise ValueError(f"unknown keys {unknown}; known are {sorted(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)

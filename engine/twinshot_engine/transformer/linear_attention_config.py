@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twinshot_engine.config_types import check_types
+from twinshot_engine.config_types import read_fields
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class LinearAttentionConfig:
     second_time_embedder: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self)
         for name, supported in _SUPPORTED.items():
             if getattr(self, name) not in supported:
                 accepted = " or ".join(map(repr, supported))
@@ -78,7 +77,7 @@ class LinearAttentionConfig:
         given = {key: config[key] for key in cls.__dataclass_fields__ if key in config}
         if given.get("out_channels") is None:
             given["out_channels"] = given.get("in_channels", cls.in_channels)
-        return cls(**given)
+        return read_fields(cls, given)
 
 
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twinshot_engine.config_types import check_types
+from twinshot_engine.config_types import read_fields
 
 _DOWN_BLOCK, _UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
@@ -31,7 +31,6 @@ class KLConfig:
     shift_factor: float = 0.1159
 
     def __post_init__(self) -> None:
-        check_types(self)
         if self.act_fn not in ("silu", "swish"):
             raise ValueError(f"act_fn {self.act_fn!r} is not supported: 'silu' is")
         if self.layers_per_block < 1:
@@ -61,8 +60,7 @@ class KLConfig:
             )
         defaults = _DIFFUSERS_DEFAULTS | {key: value for key, value in config.items() if value is not None}
         given = {key: defaults[key] for key in cls.__dataclass_fields__ if key in defaults}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)
 
 
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {

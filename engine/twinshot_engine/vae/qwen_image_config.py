@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twinshot_engine.config_types import check_types
+from twinshot_engine.config_types import read_fields
 
 # fmt: off
 _MEAN = (
@@ -41,7 +41,6 @@ class QwenImageVAEConfig:
     latents_std: tuple[float, ...] = _STD
 
     def __post_init__(self) -> None:
-        check_types(self)
         for name in ("latents_mean", "latents_std"):
             if len(values := getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name} has {len(values)} values, not the {self.z_dim} of z_dim")
@@ -66,8 +65,7 @@ class QwenImageVAEConfig:
             ValueError: a value is not supported.
         """
         given = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)
 
     def stored_shapes(self) -> Shapes:
         """Names and shapes of the decoder's stored tensors that one image needs."""
