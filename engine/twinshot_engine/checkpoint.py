@@ -6,7 +6,7 @@ names the file. Nothing in it is ever unpickled or executed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,12 @@ TRANSFORMER = "transformer"
 """The folder of the part that files hold alone, and that adapters change."""
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "miniature"
+
+_TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model")
+"""Files of a tokenizer's words, of which it needs one."""
+
+_MOST_LAYERS = 1000
+"""So many are built within seconds."""
 
 _Built = TypeVar("_Built")
 
@@ -112,12 +118,17 @@ class Checkpoint:
             CheckpointError: it is missing, damaged or has no template.
         """
         folder = self.home(name) / name
+        file = folder / "tokenizer.json"
         if not folder.is_dir():
-            raise CheckpointError(f"{quoted(folder)} is missing: {remedy(folder / 'tokenizer.json')}.")
+            raise CheckpointError(f"{quoted(folder)} is missing: {remedy(file)}.")
+        if not any(each.is_file() for pattern in _TOKENIZERS for each in folder.glob(pattern)):
+            raise CheckpointError(f"{quoted(file)} is missing: {remedy(file)}.")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise CheckpointError(f"{quoted(folder)} holds no usable tokenizer: {tell(error)}.") from error
+            raise CheckpointError(
+                f"{quoted(folder)} holds no usable tokenizer: {tell(error)}; {remedy(file)}."
+            ) from error
         if chat and not getattr(tokenizer, "chat_template", None):
             raise CheckpointError(f"{quoted(folder)} has no chat template.")
         return tokenizer
@@ -130,8 +141,16 @@ class Checkpoint:
         """
         config = self.read_json(part, "config.json")
         try:
+            _check_layers(config)
             return build(config)
         except Exception as error:  # a config holds foreign values, and each may break something else
             raise CheckpointError(
                 f"{quoted(self.home(part) / part / 'config.json')} cannot be used: {tell(error)}."
             ) from error
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for what would take minutes to build."""
+    for key, value in config.items():
+        if ("layers" in key or "blocks" in key) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ValueError(f"{key} {value} is not supported: up to {_MOST_LAYERS} are")

@@ -2,7 +2,10 @@
 
 
 class CheckpointError(Exception):
-    """A checkpoint is missing, damaged, or of a kind that cannot be served."""
+    """A checkpoint is missing, damaged, or of a kind that cannot be served; each argument is a sentence."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class NotEnoughMemoryError(CheckpointError):

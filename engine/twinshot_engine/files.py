@@ -22,9 +22,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{quoted(path)} is missing: {remedy(path)}.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{quoted(path)} is not readable JSON: {tell(error)}.") from error
+        raise CheckpointError(
+            f"{quoted(path)} is not readable JSON: {tell(error)}; fetch it again."
+        ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{quoted(path)} holds a {type(content).__name__}, not a JSON object.")
+        raise CheckpointError(
+            f"{quoted(path)} holds a {type(content).__name__}, not a JSON object: fetch it again."
+        )
     return dict(content)
 
 
@@ -44,7 +48,8 @@ def tell(error: BaseException) -> str:
 
 def one_line(text: str) -> str:
     """Put a text on one line, short enough to stand inside a sentence."""
-    return " ".join(text.split()).rstrip(".")[:300]
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def quoted(path: Path) -> str:

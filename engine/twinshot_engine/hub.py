@@ -62,7 +62,7 @@ class HubId(NamedTuple):
             return (
                 f"{self.reference!r} is not, or not as a whole, in the Hub client's cache "
                 f"'{constants.HF_HUB_CACHE}', and nothing is downloaded here (HF_HUB_OFFLINE): fetch it with "
-                "'twinshot generate' or 'twinshot serve' first, or name a folder."
+                "'twinshot generate' or 'twinshot serve' and that variable unset, or name a folder."
             )
         return (
             f"{self.reference!r} cannot be fetched from the Hub: {tell(error)}; without a network, name a "

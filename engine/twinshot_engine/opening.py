@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,9 @@ from twinshot_engine.stored_parts import all_headers, holds_weights, part_files
 from twinshot_engine.tensor_files import SUFFIXES
 from twinshot_engine.transformer_file import TransformerFile
 from twinshot_engine.weights import StoredPart
+
+_PART = re.compile(r"(text_encoder|tokenizer|transformer|vae)(_\d)?")
+"""Parts' folders."""
 
 
 def find_checkpoint(
@@ -83,7 +87,25 @@ def _open_folder(folder: Path, reference: str, base: str | None) -> Checkpoint:
         return _complete(Checkpoint(folder / only, f"{reference.rstrip('/')}/{only}"), base)
     if holds_weights(folder):
         return _open_transformer(folder, reference, None, base)
-    return _complete(Checkpoint(folder, reference), base)
+    if _parts_in(folder):
+        return _complete(Checkpoint(folder, reference), base)
+    file = _only_file(folder)
+    return _open_transformer(file, f"{reference.rstrip('/')}/{file.name}", None, base)
+
+
+def _parts_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and _PART.fullmatch(path.name)}
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(files) != 1:
+        names = [path.name for path in files] or sorted(path.name for path in folder.iterdir())
+        raise CheckpointError(
+            f"{quoted(folder)} has no {INDEX}, part's folder or only file of a transformer, but "
+            f"{listed(names) or 'nothing'}: name a folder in diffusers' layout, or a transformer's file."
+        )
+    return files[0]
 
 
 def _fetch(hub_id: HubId, base: str | None) -> Checkpoint:
@@ -100,7 +122,13 @@ def _complete(checkpoint: Checkpoint, base: str | None) -> Checkpoint:
     """Have a base supply the parts whose folders are missing."""
     if base is None:
         return checkpoint
-    supplied = find_base(base, {path.name for path in checkpoint.folder.iterdir() if path.is_dir()})
+    present = _parts_in(checkpoint.folder)
+    if not present:
+        raise CheckpointError(
+            f"{quoted(checkpoint.folder)} has no part's folder, so all would be the base's: name a "
+            "folder that has one, or the base alone."
+        )
+    supplied = find_base(base, present)
     if (checkpoint.folder / INDEX).is_file() and checkpoint.family != supplied.family:
         raise _other_family(quoted(checkpoint.folder), checkpoint.family, supplied)
     return replace(checkpoint, base=supplied)

@@ -45,6 +45,10 @@ def part_files(folder: Path) -> list[Path]:
     found = _find(folder, VARIANTS)
     if found is not None:
         return _shards(found) if found.suffix == ".json" else [found]
+    if broken := sorted(each for each in folder.glob("*.safetensors*") if not each.exists()):
+        raise CheckpointError(
+            f"{quoted(broken[0])} is a link to a file that is gone: fetch the checkpoint again."
+        )
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(
@@ -52,7 +56,7 @@ def part_files(folder: Path) -> list[Path]:
             "safetensors."
         )
     path = folder / _single(_STEMS[folder.name.startswith(_TEXT_ENCODER)], "")
-    others = sorted(each.name for each in folder.glob("*.safetensors"))
+    others = sorted(each.name for each in folder.glob("*.safetensors") if each.is_file())
     if others:
         raise CheckpointError(
             f"{quoted(path)} is missing; {listed(others)} there has a name that is not read: give the file "
@@ -108,7 +112,7 @@ def _names_by_file(index: Path) -> dict[str, set[str]]:
     """The names of the tensors that an index says are in each file."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(f"{quoted(index)} has no weight_map.")
+        raise CheckpointError(f"{quoted(index)} has no weight_map: fetch it again.")
     by_file: dict[str, set[str]] = {}
     for key, name in weight_map.items():
         by_file.setdefault(str(name), set()).add(key)

@@ -169,15 +169,13 @@ def check_checkpoint(settings: Settings) -> Iterator[Finding]:
         stored = sum(part.bytes for part in found.parts)
         yield Finding("model files", Status.OK, f"{found.reference}, {found.family}, {in_words(stored)}")
     if found.need is None or found.free_bytes is None:
-        yield Finding("memory", Status.NOTE, f"{in_words(found.free_bytes)} free on {found.device}")
+        yield Finding("memory", Status.NOTE, found.memory)
         return
-    enough = found.need.total <= found.free_bytes
     yield Finding(
         "memory",
-        Status.OK if enough else Status.FAULT,
-        f"{in_words(found.need.total)} needed in {found.need.precision}, "
-        f"{in_words(found.free_bytes)} free on {found.device}",
-        "" if enough else "Choose a lower --precision or fewer --sizes, or free memory.",
+        Status.OK if found.fits else Status.FAULT,
+        found.memory,
+        "" if found.fits else "Choose a lower --precision or fewer --sizes, or free memory.",
     )
 
 

@@ -18,7 +18,7 @@ from twinshot_engine.lora import find_lora
 from twinshot_engine.opening import find_checkpoint
 from twinshot_engine.weights import StoredPart
 from twinshot_server.loading import engine_config
-from twinshot_server.machine import device_name, free_bytes
+from twinshot_server.machine import device_name, free_bytes, in_words
 from twinshot_server.settings import Settings
 
 PRECISIONS = ("fp32", "bf16", "fp8")
@@ -28,13 +28,14 @@ _UNUSED_PARTS = ("scheduler",)  # the engine has schedules of its own
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of the checkpoint; `problem` is a sentence if it cannot be read."""
+    """A part of the checkpoint, or of its base; `problem` is a sentence if it cannot be read."""
 
     name: str
     parameters: int = 0
     bytes: int = 0
     files: int = 0
     formats: tuple[str, ...] = ()
+    from_base: bool = False
     problem: str | None = None
 
 
@@ -68,7 +69,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of a checkpoint; `problems` are what keeps it from being served, a sentence each."""
+    """What is known of a checkpoint; `problems` are what is wrong with it, a sentence each."""
 
     reference: str
     folder: str
@@ -90,9 +91,26 @@ class Inspection:
         """What the chosen precision takes, if it can be told."""
         return next((each for each in self.needs if each.chosen and not each.problem), None)
 
+    @property
+    def memory(self) -> str:
+        """What the chosen precision needs, and what is free."""
+        needed = f"{in_words(self.need.total)} needed in {self.need.precision}, " if self.need else ""
+        return f"{needed}{in_words(self.free_bytes)} free on {self.device}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is enough, or not known."""
+        return self.need is None or self.free_bytes is None or self.need.total <= self.free_bytes
+
+    @property
+    def faults(self) -> list[str]:
+        """Problems, and a shortage of memory."""
+        remedy = "choose a lower --precision or fewer --sizes, or free memory"
+        return self.problems if self.fits else [*self.problems, f"{self.memory}: {remedy}."]
+
     def facts(self) -> dict[str, object]:
         """What `--json` prints."""
-        return asdict(self)
+        return asdict(self) | {"problems": self.faults}
 
 
 def inspect(settings: Settings) -> Inspection:
@@ -148,10 +166,15 @@ def _look(checkpoint: Checkpoint, name: str) -> Part:
     try:
         if name.startswith("tokenizer"):
             # Whether it needs a chat template, its family says.
-            return Part(name, files=1, formats=(f"{len(checkpoint.tokenizer(name, chat=False))} tokens",))
-        return _measure(name, checkpoint.part(name))
+            tokens = len(checkpoint.tokenizer(name, chat=False))
+            part, place = Part(name, files=1, formats=(f"{tokens} tokens",)), checkpoint.home(name) / name
+        else:
+            stored = checkpoint.part(name)
+            part, place = _measure(name, stored), stored.folder
     except CheckpointError as error:
         return Part(name, problem=str(error))
+    own = checkpoint.folder, checkpoint.folder / name
+    return replace(part, from_base=checkpoint.base is not None and place not in own)
 
 
 def _look_at_adapter(checkpoint: Checkpoint, text: str) -> Adapter:
@@ -190,7 +213,7 @@ def _plan_all(
             if is_chosen:
                 problems.append(f"{error}.")
         except CheckpointError as error:
-            problems.append(str(error))
+            problems.extend(map(str, error.args))
             return [], None
         else:
             weights = sum(planned.weight_bytes.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -82,7 +83,8 @@ def test_memory_is_told_for_every_precision() -> None:
     assert needs["fp32"]["problem"] is None
 
 
-def test_a_published_size_needs_no_files() -> None:
+def test_a_published_size_needs_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)
     found = inspect("random:z-image", "--precision", "bf16", "--sizes", "512x512")
     parts = {part["name"]: part["parameters"] for part in found["parts"]}
     assert parts["transformer"] == pytest.approx(6.15e9, rel=0.01)
@@ -110,8 +112,11 @@ def test_everything_that_is_missing_is_told_at_once(copy: Path) -> None:
 def test_parts_that_do_not_fit_their_config_are_told(copy: Path) -> None:
     config = copy / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layers": 99}))
-    (problem,) = inspect(str(copy), code=1)["problems"]
-    assert "lacks 'layers." in problem
+    vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    save_torch(load_file(vae) | {"surprise": torch.ones(1)}, vae)
+    first, second = inspect(str(copy), code=1)["problems"]
+    assert "lacks 'layers." in first
+    assert f"'{vae}' has unknown parameters: 'surprise'" in second
 
 
 def test_a_transformer_alone_tells_what_it_lacks(tmp_path: Path) -> None:
@@ -125,6 +130,8 @@ def test_a_transformer_alone_tells_what_it_lacks(tmp_path: Path) -> None:
         assert f"name a base (--base) that {part!r} comes from" in parts[part]["problem"]
     whole = inspect(str(path), "--base", str(BUILTIN_FOLDER))
     assert (whole["problems"], whole["needs"]) == ([], inspect()["needs"])
+    theirs = {part["name"] for part in whole["parts"] if part["from_base"]}
+    assert theirs == {"text_encoder", "tokenizer", "vae"}
 
 
 def test_adapters_are_held_against_the_transformer(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_without_an_index_the_rest_is_still_looked_at(copy: Path) -> None:
         (["nowhere"], "There is no folder or file 'nowhere'"),
         (
             ["org/not-cached"],
-            "nothing is downloaded here (HF_HUB_OFFLINE): fetch it with 'twinshot generate'",
+            "(HF_HUB_OFFLINE): fetch it with 'twinshot generate' or 'twinshot serve' and that variable unset",
         ),
         (["--precision", "fp8", "--device", "cpu"], "fp8 needs a GPU"),
         (["--device", "tpu"], "device 'tpu' is not"),
@@ -187,9 +194,14 @@ def test_people_read_tables(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert rows["transformer"][1:3] == ["16.5", "M"]
     assert (rows["fp32"][1], rows["fp32"][-3:]) == ("(chosen)", ["does", "not", "fit"])
+    (problem,) = inspect(code=1)["problems"]
+    assert "MB needed in fp32, 340.0 MB free on CPU: choose" in problem
+    assert text.rstrip().endswith(f"Problem: {problem}")
     assert rows["bf16"][-1] == "fit" or rows["bf16"][-1] == "fits"
     assert rows["fp8"][-3:] == ["not", "possible", "here"]
     assert "CPU, 340.0 MB free" in text
+    monkeypatch.setattr(inspection, "free_bytes", lambda _device: None)
+    text = CliRunner().invoke(app, ["inspect", "--device", "cpu"]).stdout
     assert text.rstrip().endswith("Nothing is missing.")
     shutil.rmtree(copy / "tokenizer")
     damaged = CliRunner().invoke(app, ["inspect", str(copy)]).stdout

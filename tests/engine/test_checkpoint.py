@@ -78,11 +78,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "index not json": (
         lambda f: (f / "model_index.json").write_text("{"),
-        "model_index.json' is not readable JSON",
+        "model_index.json' is not readable JSON: .*; fetch it again",
     ),
     "index not an object": (
         lambda f: (f / "model_index.json").write_text("[]"),
-        "holds a list, not a JSON object",
+        "holds a list, not a JSON object: fetch it again",
     ),
     "index deeply nested": (
         lambda f: (f / "model_index.json").write_text("[" * 99_999),
@@ -106,11 +106,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong config type": (
         lambda f: edit_json(f / "transformer/config.json", dim="wide"),
-        "config.json' cannot be used",
+        'config.json\' cannot be used: dim "wide" is not a whole number from 0',
+    ),
+    "absurd number of layers": (
+        lambda f: edit_json(f / "transformer/config.json", n_layers=10**6),
+        "n_layers 1000000 is not supported: up to 1000",
     ),
     "negative width": (
         lambda f: edit_json(f / "transformer/config.json", dim=-64),
-        "config.json' cannot be used",
+        "config.json' cannot be used: dim -64 is not",
     ),
     "unsupported config": (
         lambda f: edit_json(f / "transformer/config.json", n_kv_heads=1),
@@ -127,6 +131,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights of another name": (
         lambda f: (f / WEIGHTS).rename(f / "transformer/turbo.fp8.safetensors"),
         "diffusion_pytorch_model.safetensors' is missing; 'turbo.fp8.safetensors' there has a name that is",
+    ),
+    "broken link": (
+        lambda f: [(f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to(f / "gone")],
+        f"{WEIGHTS}' is a link to a file that is gone: fetch",
     ),
     "pickled weights only": (pickle_only, r"only pickled weights \(diffusion_pytorch_model.bin\)"),
     "truncated weights": (lambda f: truncate(f / WEIGHTS, 0.5), "is truncated or not a safetensors file"),
@@ -173,13 +181,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: index_alone(f, total_size=2 * tensor_bytes(f)),
         r"bytes in all \(total_size\), but the headers .* say \d+: .* fetch them again",
     ),
-    "empty shard index": (lambda f: (f / f"{WEIGHTS}.index.json").write_text("{}"), "has no weight_map"),
+    "empty shard index": (
+        lambda f: (f / f"{WEIGHTS}.index.json").write_text("{}"),
+        "has no weight_map: fetch",
+    ),
     "other text encoder": (
         lambda f: edit_json(f / "text_encoder/config.json", model_type="llama"),
         "model_type 'llama' is not supported",
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer' is missing"),
-    "damaged tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").write_text("{}"), "no usable tokenizer"),
+    "damaged tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").write_text("{}"), "no usable .*; fetch"),
+    "no tokenizer file": (
+        lambda f: (f / "tokenizer/tokenizer.json").unlink(),
+        "tokenizer.json' is missing: fetch it again, or remove",
+    ),
     "no chat template": (lambda f: (f / "tokenizer/chat_template.jinja").unlink(), "has no chat template"),
     "damaged vae": (lambda f: truncate(f / "vae/diffusion_pytorch_model.safetensors", 0.9), "is truncated"),
     "card with a wrong size": (

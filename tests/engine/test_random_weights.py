@@ -15,6 +15,7 @@ from twinshot_engine.checkpoint import BUILTIN_FOLDER
 from twinshot_engine.config import EngineConfig
 from twinshot_engine.engine import Engine
 from twinshot_engine.errors import CheckpointError
+from twinshot_engine.families import find_family
 from twinshot_engine.random_weights import PUBLISHED, RandomCheckpoint, draw, find_random
 from twinshot_engine.types import GenerateRequest
 
@@ -156,3 +157,19 @@ def test_the_stand_in_for_a_photograph_is_a_picture() -> None:
 
 def test_the_builtin_tokenizer_is_there() -> None:
     assert (Path(BUILTIN_FOLDER) / "tokenizer" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "key", "value", "said"),
+    [
+        ("sana-0.6b", "transformer", "qk_norm", 3, "3 is not a text or null"),
+        ("sd3.5-medium", "transformer", "dual_attention_layers", None, "null is not a list, each a whole"),
+        ("qwen-image", "vae", "base_dim", "96", '"96" is not a whole number'),
+        ("sana-0.6b", "vae", "decoder_block_out_channels", 8, "8 is not a list, each a whole"),
+    ],
+)
+def test_wrong_types_in_configs_are_told(model: str, part: str, key: str, value: object, said: str) -> None:
+    build = find_family(find_random(f"random:{model}")).open_forms[part]
+    with pytest.raises(ValueError) as caught, torch.device("meta"):  # noqa: PT011
+        build({**PUBLISHED[model][part], key: value})
+    assert f"{key.removeprefix('decoder_')} {said}" in str(caught.value)

@@ -123,6 +123,26 @@ def test_own_parts_are_preferred_to_the_bases(tiny_copy: Path, tiny: Path, engin
     assert torch.equal(load(tiny, tiny_copy).latents([REQUEST]), engine.latents([REQUEST]))
 
 
+def test_a_folder_of_one_file_is_that_file(tiny: Path, tmp_path: Path) -> None:
+    own = shutil.copy(tiny / STORED, tmp_path / "twinflow.safetensors")
+    assert find_checkpoint(str(tmp_path), str(tiny)).part("transformer").folder == own
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "but nothing: name"),
+        (["a.safetensors", "b.gguf"], "but 'a.safetensors', 'b.gguf': name"),
+        (["model_index.json"], "has no part's folder, so all would be the base's"),
+    ],
+)
+def test_folders_without_a_part_are_refused(files: list[str], said: str, tiny: Path, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=said):
+        find_checkpoint(str(tmp_path), str(tiny))
+
+
 def test_without_a_base_the_remedy_is_named(tiny: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(tiny / STORED, tmp_path / "alone.safetensors"))
     said = (

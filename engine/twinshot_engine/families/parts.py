@@ -39,6 +39,18 @@ class Part:
         self.stored.check(self.module, self.slots)
 
 
+def check_parts(parts: Iterable[Part]) -> None:
+    """Compare headers and module of each part; raises one CheckpointError of all faults."""
+    faults: list[object] = []
+    for part in parts:
+        try:
+            part.check()
+        except CheckpointError as error:
+            faults += error.args
+    if faults:
+        raise CheckpointError(*faults)
+
+
 def modules_of(parts: Iterable[Part]) -> list[nn.Module]:
     """The modules alone, in order."""
     return [part.module for part in parts]

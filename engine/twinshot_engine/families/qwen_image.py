@@ -24,6 +24,7 @@ from twinshot_engine.families.parts import (
     Part,
     advertised_card,
     check_channels,
+    check_parts,
     fill_parts,
     modules_of,
     part_bytes,
@@ -198,8 +199,7 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) ->
         Part("transformer", transformer, stored, transformer_slots(transformer)),
         Part("decoder", decoder, checkpoint.part("vae", ignored=_is_unread_by_decoder), same_names(decoder)),
     )
-    for part in parts:
-        part.check()
+    check_parts(parts)
     _check_unread(stored, transformer.config)
     sizes = transformer.config
     check_channels(

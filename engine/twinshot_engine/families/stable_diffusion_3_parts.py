@@ -13,7 +13,7 @@ from twinshot_engine.card import Card, Sizes
 from twinshot_engine.checkpoint import Checkpoint
 from twinshot_engine.config import EngineConfig, Placement
 from twinshot_engine.errors import CheckpointError
-from twinshot_engine.families.parts import Part, advertised_card, check_channels
+from twinshot_engine.families.parts import Part, advertised_card, check_channels, check_parts
 from twinshot_engine.memory import kl_decoder_bytes, stream_bytes, workspace_bytes
 from twinshot_engine.precision import quantize_projections
 from twinshot_engine.stored_form import stored_form
@@ -75,8 +75,7 @@ def find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) -> 
         Part("transformer", transformer, stored, joint_slots(transformer)),
         Part("decoder", decoder, _find_decoder(checkpoint), same_names(decoder)),
     )
-    for part in parts:
-        part.check()
+    check_parts(parts)
     replace(stored, ignored=lambda _name: True).check(*_table_form(transformer.config))
     check_channels(
         checkpoint, "transformer", transformer.config.in_channels, "vae", decoder.config.latent_channels

@@ -23,6 +23,7 @@ from twinshot_engine.families.parts import (
     Part,
     advertised_card,
     check_channels,
+    check_parts,
     fill_parts,
     modules_of,
     part_bytes,
@@ -176,8 +177,7 @@ def _find(checkpoint: Checkpoint, config: EngineConfig, placement: Placement) ->
         Part("transformer", transformer, stored, folded_slots(transformer)),
         Part("decoder", decoder, _find_decoder(checkpoint), same_names(decoder)),
     )
-    for part in parts:
-        part.check()
+    check_parts(parts)
     _check_time(stored, transformer)
     made = transformer.config.in_channels
     check_channels(

@@ -1,8 +1,10 @@
 """Shape of a single-stream transformer, read from diffusers' ``ZImageTransformer2DModel`` config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from twinshot_engine.config_types import read_fields
 
 TIME_CHANNELS = 256
 """Most channels a time embedding has; narrower models use their own width."""
@@ -101,11 +103,7 @@ class SingleStreamConfig:
         Raises:
             ValueError: a key is unknown or a value unsupported.
         """
-        known = {field.name for field in fields(cls)}
         given = {key: value for key, value in config.items() if not key.startswith("_")}
         if given.pop("siglip_feat_dim", None) is not None:
             raise ValueError(f"siglip_feat_dim {config['siglip_feat_dim']} is not supported: only null is")
-        if unknown := sorted(given.keys() - known):
-            raise ValueError(f"unknown keys {unknown}; known are {sorted(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from twinshot_engine.config_types import read_fields
 
 TIME_FREQUENCIES = 256
 """Channels of the sinusoid of a time."""
@@ -82,8 +84,4 @@ class DualStreamConfig:
         for key, supported in _UNSUPPORTED.items():
             if (value := given.pop(key, supported)) != supported:
                 raise ValueError(f"{key} {value!r} is not supported: {supported!r} is")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(given.keys() - known):
-            raise ValueError(f"unknown keys {unknown}; known are {sorted(known | _UNSUPPORTED.keys())}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)

@@ -1,8 +1,10 @@
 """Shape of a joint transformer, read from diffusers' ``SD3Transformer2DModel`` config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from twinshot_engine.config_types import read_fields
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,5 @@ class JointConfig:
         Raises:
             ValueError: a key is unknown or a value unsupported.
         """
-        known = {field.name for field in fields(cls)}
         given = {key: value for key, value in config.items() if not key.startswith("_")}
-        if unknown := sorted(given.keys() - known):
-            raise ValueError(f"unknown keys {unknown}; known are {sorted(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import read_fields
+
 
 @dataclass(frozen=True)
 class LinearAttentionConfig:
@@ -75,7 +77,7 @@ class LinearAttentionConfig:
         given = {key: config[key] for key in cls.__dataclass_fields__ if key in config}
         if given.get("out_channels") is None:
             given["out_channels"] = given.get("in_channels", cls.in_channels)
-        return cls(**given)
+        return read_fields(cls, given)
 
 
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {

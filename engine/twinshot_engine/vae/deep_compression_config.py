@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import read_fields
+
 BLOCKS = ("ResBlock", "EfficientViTBlock")
 LAST_ACTIVATIONS = ("relu", "silu")
 
@@ -24,8 +26,8 @@ class DeepCompressionConfig:
     in_channels: int
     latent_channels: int
     attention_head_dim: int
-    block_types: tuple[str, ...]
     block_out_channels: tuple[int, ...]
+    block_types: tuple[str, ...]
     layers_per_block: tuple[int, ...]
     qkv_multiscales: tuple[tuple[int, ...], ...]
     interpolate: bool
@@ -67,25 +69,17 @@ class DeepCompressionConfig:
             ValueError: a value is not supported.
         """
         values = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
-        widths = tuple(values["decoder_block_out_channels"])
+        widths = values["decoder_block_out_channels"]
         for key, supported in (("norm_types", "rms_norm"), ("act_fns", "silu")):
             given = values[f"decoder_{key}"]
-            if set([given] if isinstance(given, str) else given) != {supported}:
+            if set(given if isinstance(given, list) else [given]) != {supported}:
                 raise ValueError(f"decoder_{key} {given!r} is not supported: {supported!r} is")
         kinds = values["decoder_block_types"]
-        return cls(
-            in_channels=values["in_channels"],
-            latent_channels=values["latent_channels"],
-            attention_head_dim=values["attention_head_dim"],
-            block_types=(kinds,) * len(widths) if isinstance(kinds, str) else tuple(kinds),
-            block_out_channels=widths,
-            layers_per_block=tuple(values["decoder_layers_per_block"]),
-            qkv_multiscales=tuple(tuple(scales) for scales in values["decoder_qkv_multiscales"]),
-            interpolate=_interpolates(values["upsample_block_type"]),
-            in_shortcut=values["decoder_in_shortcut"],
-            conv_act_fn=values["decoder_conv_act_fn"],
-            scaling_factor=values["scaling_factor"],
-        )
+        if isinstance(kinds, str) and isinstance(widths, list | tuple):
+            kinds = [kinds] * len(widths)
+        named = {key.removeprefix("decoder_"): value for key, value in values.items()}
+        named |= {"block_types": kinds, "interpolate": _interpolates(values["upsample_block_type"])}
+        return read_fields(cls, {name: named[name] for name in cls.__dataclass_fields__})
 
 
 def _interpolates(kind: str) -> bool:

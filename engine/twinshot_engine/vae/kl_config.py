@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import read_fields
+
 _DOWN_BLOCK, _UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
 
@@ -50,16 +52,15 @@ class KLConfig:
         Raises:
             ValueError: a value is not supported.
         """
-        _check_blocks(config.get("down_block_types", []), _DOWN_BLOCK)
-        _check_blocks(config.get("up_block_types", []), _UP_BLOCK)
+        _check_blocks(config.get("down_block_types") or [], _DOWN_BLOCK)
+        _check_blocks(config.get("up_block_types") or [], _UP_BLOCK)
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise ValueError(
                 "latents_mean and latents_std are not supported: scaling_factor and shift_factor are"
             )
         defaults = _DIFFUSERS_DEFAULTS | {key: value for key, value in config.items() if value is not None}
         given = {key: defaults[key] for key in cls.__dataclass_fields__ if key in defaults}
-        given["block_out_channels"] = tuple(given["block_out_channels"])
-        return cls(**given)
+        return read_fields(cls, given)
 
 
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {

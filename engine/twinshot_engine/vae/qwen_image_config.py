@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from twinshot_engine.config_types import read_fields
+
 # fmt: off
 _MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -63,8 +65,7 @@ class QwenImageVAEConfig:
             ValueError: a value is not supported.
         """
         given = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**values)
+        return read_fields(cls, given)
 
     def stored_shapes(self) -> Shapes:
         """Names and shapes of the decoder's stored tensors that one image needs."""

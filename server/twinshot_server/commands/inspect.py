@@ -86,7 +86,7 @@ def inspect(
         typer.echo(json.dumps(found.facts()))
     else:
         _print(found)
-    if found.problems:
+    if found.faults:
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -108,9 +108,9 @@ def _print(found: Inspection) -> None:
     if found.needs:
         columns = ("precision", "weights", "workspace", "needed", _free(found))
         console.print(_table(columns, (_need_row(need, found.free_bytes) for need in found.needs)), end="")
-    for problem in found.problems:
+    for problem in found.faults:
         console.print(f"Problem: {problem}", style="red", soft_wrap=True)
-    if not found.problems:
+    if not found.faults:
         console.print("Nothing is missing.")
 
 
@@ -142,7 +142,7 @@ def _part_row(part: Part) -> tuple[str, ...]:
         return part.name, "", "", "", "cannot be read"
     parameters = f"{part.parameters / 1e6:,.1f} M" if part.parameters else ""
     return (
-        part.name,
+        f"{part.name} (base's)" if part.from_base else part.name,
         parameters,
         in_words(part.bytes) if part.bytes else "",
         str(part.files),
