@@ -27,7 +27,9 @@ from twinshot_engine.types import GenerateRequest
 SIDE = 64
 WRITERS: dict[str, Callable[[Path], object]] = {
     "z-image": lambda folder: write_tiny(folder, second_embedder=False),
-    "qwen-image": lambda folder: write_qwen(folder, tiny_sana.make_tokenizer(), second=False),
+    "qwen-image": lambda folder: write_qwen(
+        folder, tiny_sana.make_tokenizer("<|im_start|>", "<|im_end|>"), second=False
+    ),
     "sana": lambda folder: tiny_sana.write(folder, tiny_sana.TRANSFORMER, sprint=False),
     "sd3.5": lambda folder: tiny_sd3.write_checkpoint(folder, second=False),
 }

@@ -80,17 +80,18 @@ TEXT = Gemma2Config(
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of few words, which begins texts as Gemma's does."""
+def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of few words, which begins texts as Gemma's does; not with more special tokens."""
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     bpe.decoder = ByteLevelDecoder()
-    special = ["<pad>", "<eos>", "<bos>"]
+    special = ["<pad>", "<eos>", "<bos>", *more]
     trainer = BpeTrainer(
         vocab_size=399, special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(["a photo of a red apple and two blue vases", *INSTRUCTION] * 4, trainer)
-    bpe.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    if not more:
+        bpe.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=special[0], eos_token=special[1], bos_token=special[2]
     )
