@@ -52,8 +52,7 @@ class Journal:
     _reported: float = field(default_factory=time.monotonic)
     _sampled: float = field(default_factory=time.monotonic)
     _steps: int = 0
-    _skipped: int = 0
-    _at: tuple[int, float, float] | None = None
+    _at: tuple[int, float, float, int] | None = None
 
     def __post_init__(self) -> None:
         # The others would read what the one that tells is writing.
@@ -66,14 +65,13 @@ class Journal:
         return Path(self.folder or ".") / f"{self.name}.jsonl"
 
     def note(self, terms: Mapping[str, Tensor], norm: Tensor, rate: float) -> None:
-        """Remember the figures of a step; only the norm is read from the device."""
+        """Remember the figures of a step; nothing is read from the device yet."""
         self._noted = {**terms, "gradient": norm, "learning rate": rate}
         self._steps += 1
-        self._skipped += not bool(torch.isfinite(norm))
 
-    def report(self, step: int, progress: float, remaining: float) -> None:
+    def report(self, step: int, progress: float, remaining: float, skipped: int) -> None:
         """Tell, if it is time to."""
-        now, self._at = time.monotonic(), (step, progress, remaining)
+        now, self._at = time.monotonic(), (step, progress, remaining, skipped)
         if now - self._reported < self.every and progress < 1:
             return
         figures = {name: float(value) for name, value in self._noted.items()}
@@ -86,13 +84,12 @@ class Journal:
             f"{self.name} step {step}  {values}  {throughput:.0f} rows/s  {_clock(remaining)} left{_memory()}"
         )
         known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._history.append({"step": step, **known, "rows/s": throughput, "skipped": self._skipped})
+        self._history.append({"step": step, **known, "rows/s": throughput, "skipped": skipped})
         self._write()
 
     def rewind(self, step: int) -> None:
         """Forget what was told after a step, to which the run goes back."""
         self._history = [told for told in self._history if told["step"] <= step]
-        self._skipped = self._history[-1].get("skipped", 0) if self._history else 0
         if self.folder is None or not self.speaks or not self._file.is_file():
             return
         partial = self._file.with_suffix(".partial")
@@ -104,7 +101,7 @@ class Journal:
 
     def finish(self, step: int, skipped: int) -> None:
         """Tell that the run is over."""
-        self._at, self._skipped = (step, 1.0, 0.0), skipped
+        self._at = step, 1.0, 0.0, skipped
         if self.speaks:
             say(f"{self.name}: {step} steps, {step * self.rows:,} rows, {skipped} skipped")
 
@@ -117,10 +114,10 @@ class Journal:
     def _show(self, *, ended: bool = False) -> None:
         if self.folder is None or self._at is None:
             return
-        step, progress, remaining = self._at
+        step, progress, remaining, skipped = self._at
         left = f"{_clock(remaining)} left" if not ended else "finished" if progress >= 1 else "stopped"
         told = f"step {step}, {100 * progress:.1f} % done, {left}"
-        told += f", {self._skipped} skipped" if self._skipped else ""
+        told += f", {skipped} skipped" if skipped else ""
         write_page(self.folder, self.name, self._history, progress, told, self.prompts, ended=ended)
 
     def _write(self) -> None:

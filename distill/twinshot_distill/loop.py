@@ -122,7 +122,7 @@ class Loop:
             started = time.monotonic()
             self._step()
             self._count(started)
-            self.journal.report(self.step, self.progress, self._remaining)
+            self.journal.report(self.step, self.progress, self._remaining, self.skipped)
             # All save and end after the same step: the first one's clock and signal count.
             waited = time.monotonic() - self._last_save
             self.seconds, waited, asked = agree(self.seconds, waited, interruption.asked)
